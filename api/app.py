@@ -1,0 +1,31 @@
+"""The control plane's app: every room of routes, put together."""
+
+from collections.abc import Callable
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from api import admin, logs, openai, system, workers
+from api.envelope import install_error_envelope
+from monitor.log_collector import LogCollector
+from monitor.registry import WorkerRegistry
+from relay.access import Access
+from utils.common import package_version
+
+
+def create_app(
+    registry: WorkerRegistry,
+    access: Access,
+    log_collector: LogCollector,
+    metrics: CollectorRegistry,
+    in_flight: Callable[[], dict[str, int]],
+) -> FastAPI:
+    app = FastAPI(title="iChat", version=package_version("ichat"))
+    install_error_envelope(app)
+    app.include_router(openai.routes(registry, access))
+    app.include_router(workers.routes(registry, access))
+    app.include_router(admin.routes(registry, access, in_flight))
+    app.include_router(logs.routes(log_collector, access))
+    app.include_router(system.routes(registry, metrics))
+    openai.describe_relay_routes(app)
+    return app

@@ -1,0 +1,255 @@
+"""FakeBackend: a deterministic engine with no model, for tests, benches, and trying the gateway out.
+
+The tokens of an answer follow from its prompt alone. A request may bring its own script::
+
+    {"model": "...", "messages": [...], "fake": {"tokens": 20, "rate": 50, "fault": "cut", "after": 5}}
+
+``fault`` is ``hang`` (no more tokens), ``die`` (the process is killed) or ``cut`` (the connection breaks).
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from backends.base import ASGIApp, BaseBackend, EngineDied, Progress
+from backends.status import EngineFacts
+from config.args import WorkerParser
+from utils.common import package_version
+from utils.errors import BadRequest, ConfigError
+
+WORDS = ("light", "river", "stone", "cloud", "green", "seven", "quiet", "maple", "north", "glass", "amber", "field")
+DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How an answer comes: ``tokens``, ``rate`` a second (0: at once), and what goes wrong ``after`` how many."""
+
+    tokens: int = 16
+    rate: float = 0.0
+    fault: str = ""
+    after: int = 0
+
+
+class FakeBackend(BaseBackend):
+    name: ClassVar[str] = "fake"
+
+    _app: "FakeEngine | None" = None
+
+    async def create_engine(self) -> ASGIApp:
+        given = parse_engine_arguments(self.arguments.engine_argv)
+        script = Script(tokens=given.tokens, rate=given.rate, fault=given.fault, after=given.fault_after)
+        await asyncio.sleep(given.load_seconds)
+        self.status.learn(
+            EngineFacts(
+                version=package_version("ichat"),
+                tasks=("generate", "embed"),
+                max_model_len=given.max_model_len,
+                arguments=vars(given),
+            )
+        )
+        self._app = FakeEngine(self.arguments.names, script)
+        return self._app.app
+
+    async def stop_engine(self) -> None:
+        self._app = None
+
+    def check_alive(self) -> None:
+        if self._app is not None and self._app.dead:
+            raise EngineDied("the fake engine was told to die")
+
+    def progress(self) -> Progress:
+        return self._app.progress() if self._app else Progress(0, 0)
+
+
+def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
+    parser = WorkerParser(prog="fake", allow_abbrev=False)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=0.0, help="tokens a second; 0: at once")
+    parser.add_argument("--fault", choices=("", "hang", "die", "cut"), default="")
+    parser.add_argument("--fault-after", type=int, default=0)
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--max-model-len", type=int, default=4096)
+    given, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        known = ", ".join(option for action in parser._actions for option in action.option_strings)
+        raise ConfigError(f"the fake engine has no argument {unknown[0]}: it has {known}")
+    return given
+
+
+class FakeEngine:
+    """The engine's OpenAI app."""
+
+    def __init__(self, names: tuple[str, ...], script: Script) -> None:
+        self._names = names
+        self._script = script
+        self._running = 0
+        self._steps = 0
+        self.dead = False
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/embeddings", self._embed, methods=["POST"]),
+                Route("/v1/models", self._models),
+            ],
+            exception_handlers={BadRequest: answer_bad_request},
+        )
+
+    def progress(self) -> Progress:
+        return Progress(self._running, self._steps)
+
+    async def _models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self._names]})
+
+    async def _chat(self, request: Request) -> Response:
+        body = await read_json(request)
+        if not isinstance(body.get("messages"), list):
+            raise BadRequest("messages is missing: send a list of messages", param="messages")
+        return await self._generate(body, json.dumps(body["messages"]), "chat.completion", chat_choice)
+
+    async def _complete(self, request: Request) -> Response:
+        body = await read_json(request)
+        return await self._generate(body, str(body.get("prompt", "")), "text_completion", text_choice)
+
+    async def _generate(self, body: dict[str, Any], prompt: str, kind: str, choice: "ChoiceMaker") -> Response:
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        script = override(self._script, body.get("fake") or {}, limit)
+        answer = Answer(str(body["model"]), prompt, kind, choice)
+        if body.get("stream"):
+            usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            return StreamingResponse(self._stream(answer, script, usage), media_type="text/event-stream")
+        words = [word async for word in self._tokens(prompt, script)]
+        return JSONResponse(answer.whole(words))
+
+    async def _stream(self, answer: "Answer", script: Script, usage: bool) -> AsyncIterator[bytes]:
+        count = 0
+        async for word in self._tokens(answer.prompt, script):
+            count += 1
+            yield sse(answer.chunk(word, None))
+        yield sse(answer.chunk("", "stop"))
+        if usage:
+            yield sse(answer.usage_chunk(count))
+        yield b"data: [DONE]\n\n"
+
+    async def _tokens(self, prompt: str, script: Script) -> AsyncIterator[str]:
+        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
+        self._running += 1
+        try:
+            for index in range(script.tokens):
+                if script.fault and index >= script.after:
+                    await self._go_wrong(script.fault)
+                self._steps += 1
+                yield WORDS[(seed + index * 7) % len(WORDS)] + " "
+                await asyncio.sleep(1 / script.rate if script.rate else 0)
+        finally:
+            self._running -= 1
+
+    async def _go_wrong(self, fault: str) -> None:
+        if fault == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "cut":
+            raise ConnectionError("the fake engine was told to cut this answer")
+        await asyncio.Event().wait()
+
+    async def _embed(self, request: Request) -> Response:
+        body = await read_json(request)
+        given = body.get("input", "")
+        inputs = given if isinstance(given, list) else [given]
+        rows = [{"object": "embedding", "index": i, "embedding": embed(str(text))} for i, text in enumerate(inputs)]
+        tokens = sum(len(str(text).split()) for text in inputs)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        self._steps += 1
+        return JSONResponse({"object": "list", "model": body["model"], "data": rows, "usage": usage})
+
+
+ChoiceMaker = Callable[[str, str | None, bool], dict[str, Any]]
+"""(text, finish reason, whether it is one piece of a stream) -> a choice object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The JSON objects of one answer."""
+
+    model: str
+    prompt: str
+    kind: str
+    choice: ChoiceMaker
+
+    def chunk(self, text: str, finish: str | None) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
+        return {**self._head(kind), "choices": [self.choice(text, finish, True)]}
+
+    def usage_chunk(self, tokens: int) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
+        return {**self._head(kind), "choices": [], "usage": self._usage(tokens)}
+
+    def whole(self, words: list[str]) -> dict[str, Any]:
+        choice = self.choice("".join(words), "stop", False)
+        return {**self._head(self.kind), "choices": [choice], "usage": self._usage(len(words))}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        identity = hashlib.sha256(self.prompt.encode()).hexdigest()[:24]
+        return {"id": f"fake-{identity}", "object": kind, "created": int(time.time()), "model": self.model}
+
+    def _usage(self, tokens: int) -> dict[str, int]:
+        prompt = len(self.prompt.split())
+        return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+
+def chat_choice(text: str, finish: str | None, piece: bool) -> dict[str, Any]:
+    message = {"content": text} if piece else {"role": "assistant", "content": text}
+    return {"index": 0, "delta" if piece else "message": message, "finish_reason": finish}
+
+
+def text_choice(text: str, finish: str | None, _: bool) -> dict[str, Any]:
+    return {"index": 0, "text": text, "finish_reason": finish, "logprobs": None}
+
+
+def override(script: Script, given: dict[str, Any], max_tokens: Any) -> Script:
+    """The engine's script with the request's own over it. Raises BadRequest for an unknown key."""
+    try:
+        script = replace(script, **given)
+    except TypeError as error:
+        raise BadRequest(f"fake: {error}", param="fake") from error
+    return replace(script, tokens=min(script.tokens, max_tokens)) if isinstance(max_tokens, int) else script
+
+
+def embed(text: str) -> list[float]:
+    """A unit vector that follows from the text."""
+    digest = hashlib.sha256(text.encode()).digest()
+    values = [byte - 127.5 for byte in digest[:DIMENSIONS]]
+    norm = math.sqrt(sum(value * value for value in values))
+    return [value / norm for value in values]
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except ValueError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from error
+    if not isinstance(body, dict) or "model" not in body:
+        raise BadRequest("the body must be a JSON object with a model")
+    return body
+
+
+async def answer_bad_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, BadRequest)
+    return Response(error.body(), status_code=error.status, media_type="application/json")
+
+
+def sse(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"

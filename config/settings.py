@@ -1,0 +1,168 @@
+"""The gateway's settings: every key of config.yaml, frozen, and checked once at the start."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from config.args import default_worker_id
+from config.unified import UNIFIED_ARGUMENTS
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f]+$")]
+WorkerId = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._:@+-]+$")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+]
+KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def unknown_key(key: str, known: list[str], elsewhere: str | None = None) -> str:
+    """Words for a key that does not exist: the nearest that do, and where engine arguments go."""
+    near = get_close_matches(key, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "remove it"
+    if elsewhere:
+        hint += f" (an argument of the engine itself goes below {elsewhere})"
+    return f"unknown key {key!r}: {hint}"
+
+
+def _require_unique(where: str, what: str, values: list[Any]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{where}: {what} {value!r} is used twice: each needs its own")
+
+
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ClientKey(Frozen):
+    """One client's API key: its name in logs and metrics, and the hash of the key itself."""
+
+    name: Name
+    hash: KeyHash
+
+
+class ServerSettings(Frozen):
+    """The gateway's own door, and how long it waits for whom. All times are in seconds."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
+    port: Port = 4000
+    log_level: LogLevel = "info"
+    log_dir: str = "logs"
+    keys: tuple[ClientKey, ...] = ()
+    admin_key_hash: KeyHash | None = None
+    worker_token: SecretStr | None = None
+    max_body_mb: Annotated[float, Field(gt=0, le=4096)] = 32
+    body_timeout_s: Seconds = 30
+    connect_timeout_s: Seconds = 5
+    answer_timeout_s: Seconds = 600
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    drain_timeout_s: Seconds = 30
+    probe_interval_s: Annotated[float, Field(ge=0.1)] = 1
+    forget_after_s: Seconds = 300
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        _require_unique("server_settings.keys", "name", [key.name for key in self.keys])
+        return self
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mb * 1024 * 1024)
+
+
+class ManagedWorker(BaseModel):
+    """A worker that the gateway starts, watches and stops.
+
+    Beside these keys it takes the unified engine arguments (``config/unified.py``), e.g. ``max_model_len``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, protected_namespaces=())
+
+    model_name: Name
+    model_path: Annotated[str, Field(min_length=1)]
+    backend: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "vllm"
+    port: Port
+    host: str = "127.0.0.1"
+    gpu_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    worker_id: WorkerId | None = None
+    aliases: tuple[Name, ...] = ()
+    heartbeat_interval: Annotated[float, Field(ge=0.2, le=3600)] = 3
+    start_timeout_s: Seconds = 1800
+    env: dict[str, str] = {}
+    backend_args: dict[str, Any] = {}
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _env_values_are_text(cls, value: Any) -> Any:
+        # YAML reads OMP_NUM_THREADS: 2 as a number, and a person means the text.
+        if isinstance(value, dict):
+            return {key: str(item) if isinstance(item, int | float) else item for key, item in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _extra_keys_are_unified_arguments(self) -> Self:
+        for key in self.model_extra or {}:
+            if key not in UNIFIED_ARGUMENTS:
+                raise ValueError(unknown_key(key, [*type(self).model_fields, *UNIFIED_ARGUMENTS], "backend_args"))
+        return self
+
+    @property
+    def id(self) -> str:
+        """The worker's id: the one given, else made of what makes it one of a kind on this machine."""
+        return self.worker_id or default_worker_id(self.model_name, self.port)
+
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """Unified and engine-specific arguments together; those of ``backend_args`` win."""
+        return {**(self.model_extra or {}), **self.backend_args}
+
+
+class Engine(Frozen):
+    """Which interpreter runs a backend: two engines cannot always share one environment."""
+
+    python: Annotated[str, Field(min_length=1)]
+
+
+class GatewaySettings(Frozen):
+    """All of config.yaml."""
+
+    server_settings: ServerSettings = ServerSettings()
+    managed_workers: tuple[ManagedWorker, ...] = ()
+    engines: dict[str, Engine] = {}
+    litellm_settings: dict[str, Any] = {}
+
+    @field_validator("managed_workers", "engines", "litellm_settings", "server_settings", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any, info: Any) -> Any:
+        # "managed_workers:" with nothing below it is null in YAML, and means none.
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        workers = self.managed_workers
+        _require_unique("managed_workers", "worker_id", [worker.id for worker in workers])
+        _require_unique("managed_workers", "port", [worker.port for worker in workers])
+        if self.server_settings.port in [worker.port for worker in workers]:
+            raise ValueError(
+                f"port {self.server_settings.port} is the gateway's (server_settings.port) and a managed worker's: "
+                "give the worker another port"
+            )
+        for worker in workers:
+            taken = {worker.model_name, *worker.aliases}
+            if len(taken) <= len(worker.aliases):
+                raise ValueError(f"managed_workers: {worker.model_name} names itself twice: remove the double alias")
+        return self
+
+    def missing_model_paths(self) -> list[str]:
+        """Model paths that look like folders and are not there. An id such as ``org/model`` is the engine's matter."""
+        paths = {worker.model_path for worker in self.managed_workers if worker.backend != "fake"}
+        return sorted(path for path in paths if path.startswith(("/", "./", "../", "~")) and not _exists(path))

@@ -1,0 +1,154 @@
+"""iChat gateway: one OpenAI-compatible door to many workers.
+
+    python gateway.py --config config.yaml
+
+Everything is constructed and connected here; what each part does stands in its own room (doc/structure.md).
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from api.app import create_app
+from api.envelope import RequestIdHeader
+from config.load import load_settings
+from config.settings import GatewaySettings
+from fleet.fleet import Fleet, FleetSettings
+from monitor.log_collector import LogCollector
+from monitor.metrics import RelayMetrics, WorkersCollector
+from monitor.prober import Prober
+from monitor.registry import WorkerRegistry
+from relay.access import Access
+from relay.relay import Relay
+from relay.upstream import Upstream
+from utils.common import Tasks, bind_socket, is_loopback, package_version, raise_open_files_limit, url_host
+from utils.errors import ConfigError
+from utils.logger import EventLogger, setup_logging
+from utils.server import Server
+
+FLEET_STOP_SHARE = 0.4
+"""The part of drain_timeout_s that is kept for stopping the workers after the requests have ended."""
+
+logger = EventLogger("gateway")
+
+
+class Gateway:
+    """A gateway, wired. ``run`` serves until ``stop``."""
+
+    def __init__(self, settings: GatewaySettings, rng: random.Random) -> None:
+        own = settings.server_settings
+        self._settings = own
+        self._sock = bind(own.host, own.port)
+        token = own.worker_token.get_secret_value() if own.worker_token else ""
+        self.registry = WorkerRegistry(forget_after_s=own.forget_after_s)
+        self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
+        self._logs = LogCollector(self.registry, self._client, token=token)
+        self._upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
+        access = Access(own)
+        metrics = CollectorRegistry()
+        app = create_app(self.registry, access, self._logs, metrics, lambda: self._relay.in_flight)
+        self._relay = Relay(
+            RequestIdHeader(app), self.registry, self._upstream, access, RelayMetrics(metrics), own, rng
+        )
+        metrics.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))
+        self._fleet = Fleet(settings.managed_workers, fleet_settings(settings, token), self.registry, os.environ, rng)
+        self._prober = Prober(self.registry, interval_s=own.probe_interval_s)
+        self._server = Server(self._relay, self._sock, drain_timeout_s=own.drain_timeout_s * (1 - FLEET_STOP_SHARE))
+        self._tasks = Tasks()
+        self._deadline = 0.0
+
+    async def run(self) -> None:
+        """Serves until stopped; on every way out the managed workers are stopped too."""
+        self._warn_of_open_doors()
+        self._sock.listen(4096)
+        self._fleet.start()
+        self._tasks.start(self._prober.run(), "prober")
+        logger.info("gateway_listening", address=f"http://{url_host(self._settings.host)}:{self._settings.port}")
+        try:
+            await self._server.run_until_stopped()
+        finally:
+            left_s = max(self._deadline - time.monotonic(), self._settings.drain_timeout_s * FLEET_STOP_SHARE)
+            await self._fleet.stop(left_s)
+            await self._tasks.cancel()
+            await self._logs.stop()
+            self._upstream.close()
+            await self._client.aclose()
+            logger.info("gateway_stopped")
+
+    def stop(self) -> None:
+        """Finish what is in flight, then stop the workers. A second call does both at once."""
+        if self._deadline:
+            logger.warning("gateway_stops_at_once")
+            self._server.stop(at_once=True)
+            self._fleet.kill()
+            return
+        self._deadline = time.monotonic() + self._settings.drain_timeout_s
+        logger.info("gateway_draining", limit_s=self._settings.drain_timeout_s, in_flight=self._relay.in_flight)
+        self._logs.close()
+        self._server.stop()
+
+    def _warn_of_open_doors(self) -> None:
+        if not self._settings.keys and not is_loopback(self._settings.host):
+            logger.warning("data_plane_open", why="server_settings.keys is empty: whoever reaches this port may ask")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises ConfigError."""
+    try:
+        return bind_socket(host, port)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} on {host} cannot be listened on ({error.strerror or error}): "
+            "end the program that uses it, or set server_settings.port"
+        ) from error
+
+
+def fleet_settings(settings: GatewaySettings, token: str) -> FleetSettings:
+    own = settings.server_settings
+    host = "127.0.0.1" if own.host in ("0.0.0.0", "::", "localhost") else own.host  # noqa: S104
+    return FleetSettings(
+        serve=Path(__file__).resolve().with_name("serve.py"),
+        pythons={"": sys.executable, **{name: engine.python for name, engine in settings.engines.items()}},
+        gateway_address=f"http://{url_host(host)}:{own.port}",
+        log_dir=Path(own.log_dir).expanduser(),
+        drain_timeout_s=own.drain_timeout_s * FLEET_STOP_SHARE,
+        token=token,
+    )
+
+
+async def serve(settings: GatewaySettings) -> None:
+    gateway = Gateway(settings, random.Random())  # noqa: S311 - it breaks ties between replicas
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, gateway.stop)
+    await gateway.run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="gateway.py", description="iChat gateway: one door to many LLM workers.")
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="settings (default: config.yaml)")
+    parser.add_argument("--version", action="version", version=f"ichat {package_version('ichat')}")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings(arguments.config)
+        setup_logging(settings.server_settings.log_level)
+        raise_open_files_limit()
+        uvloop.run(serve(settings))
+    except ConfigError as error:
+        print(f"gateway.py: {error}", file=sys.stderr)
+        return ConfigError.EXIT_CODE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

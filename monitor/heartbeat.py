@@ -1,0 +1,128 @@
+"""The heartbeat: what a worker says of itself, for both sides of the wire, and the worker's side that sends it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from config.settings import Name, Port, WorkerId
+from config.states import WorkerState
+from utils.logger import EventLogger
+
+BEAT_TIMEOUT_S = 5.0
+RETRY_S = 1.0
+"""After a beat that did not arrive: a gateway that comes back should not wait a whole interval for its workers."""
+
+logger = EventLogger("heartbeat")
+
+
+class Heartbeat(BaseModel):
+    """A worker, whole. The first beat registers it; fields that we do not know are kept and shown.
+
+    Only the first five are required, so that any OpenAI server can be made a worker by one POST every few seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    worker_id: WorkerId
+    model_name: Name
+    backend: Annotated[str, Field(min_length=1, max_length=64)]
+    host: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]
+    port: Port
+
+    aliases: tuple[Name, ...] = ()
+    model_path: str = ""
+    state: WorkerState = WorkerState.READY
+    reason: str = ""
+    tasks: tuple[str, ...] = ()
+    load: dict[str, Any] = {}
+    capacity: int | None = None
+    max_model_len: int | None = None
+    backend_args: dict[str, Any] = {}
+    gpu_ids: tuple[int, ...] = ()
+    pid: int | None = None
+    node: str = ""
+    engine_version: str = ""
+    ichat_version: str = ""
+    started_at: float | None = None
+    load_seconds: float | None = None
+    heartbeat_interval: Annotated[float, Field(ge=0.1, le=86400)] = 30.0
+    log_streaming: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names under which clients may ask for this worker's model."""
+        return (self.model_name, *self.aliases)
+
+
+class HeartbeatSender:
+    """Sends a beat every interval, and one at once whenever something changed.
+
+    A gateway that is away does no harm: the sender tries again every second, says so once, and goes on.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        gateway_address: str,
+        make_beat: Callable[[], Heartbeat],
+        *,
+        interval_s: float,
+        token: str = "",
+    ) -> None:
+        self._client = client
+        self._url = f"{gateway_address}/v1/workers/heartbeat"
+        self._make_beat = make_beat
+        self._interval_s = interval_s
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._changed = asyncio.Event()
+        self._complaint = ""
+        self.wanted = True
+        """False once the gateway has said that it does not want this worker any more."""
+
+    def beat_soon(self) -> None:
+        """Something changed: do not wait for the interval."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Beats until cancelled."""
+        while True:
+            self._changed.clear()
+            arrived = await self.beat()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._interval_s if arrived else RETRY_S)
+            except TimeoutError:
+                continue
+
+    async def beat(self) -> bool:
+        """One beat now. Whether it arrived and was accepted; never raises for the network's sake."""
+        content = self._make_beat().model_dump_json()
+        headers = {"content-type": "application/json", **self._headers}
+        try:
+            answer = await self._client.post(self._url, content=content, headers=headers, timeout=BEAT_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            self._complain(f"{type(error).__name__}: {error}")
+            return False
+        if answer.status_code != 200:
+            self._complain(f"HTTP {answer.status_code}: {answer.text[:300]}")
+            return False
+        if self._complaint:
+            logger.info("gateway_back", url=self._url)
+        self._complaint = ""
+        self.wanted = _is_wanted(answer)
+        return True
+
+    def _complain(self, complaint: str) -> None:
+        if complaint != self._complaint:
+            logger.warning("beat_not_taken", url=self._url, error=complaint, retry_s=RETRY_S)
+        self._complaint = complaint
+
+
+def _is_wanted(answer: httpx.Response) -> bool:
+    try:
+        body = answer.json()
+    except ValueError:
+        return True
+    return not isinstance(body, dict) or body.get("wanted") is not False

@@ -1,0 +1,224 @@
+"""Who is alive: the one place that knows all workers. Pure: no clock, no socket; time comes in as ``now`` (seconds)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from config.states import GONE, WorkerState
+from monitor.heartbeat import Heartbeat
+
+MISSED_BEATS = 3
+"""A worker whose last beat is older than this many of its intervals is unhealthy."""
+
+
+class WorkerIdConflict(Exception):
+    """A beat claims the id of another worker that is alive. ``str()`` says at which address."""
+
+
+class UnknownWorker(Exception):
+    """No worker has this id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A place that a request for a model can be sent to."""
+
+    worker_id: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as the gateway sees it. ``registered_at`` and ``last_beat`` are values of the caller's clock."""
+
+    beat: Heartbeat
+    registered_at: float
+    last_beat: float | None = None  # None: spawned, and has not beaten yet
+    managed: bool = False
+    unreachable: str = ""  # why a connection to it failed, until one succeeds
+    verdict: WorkerState | None = None  # what the gateway knows better than the last beat
+    verdict_reason: str = ""
+    restarts: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.beat.worker_id
+
+    @property
+    def state(self) -> WorkerState:
+        """The worker's own word, unless the gateway knows better."""
+        if self.verdict is not None:
+            return self.verdict
+        if self.unreachable and self.beat.state not in GONE:
+            return WorkerState.UNHEALTHY
+        return self.beat.state
+
+    @property
+    def reason(self) -> str:
+        if self.verdict is not None:
+            return self.verdict_reason
+        return self.unreachable or self.beat.reason
+
+    @property
+    def replica(self) -> Replica:
+        return Replica(self.id, self.beat.host, self.beat.port)
+
+
+Listener = Callable[[str, Worker | None, Worker | None], None]
+"""Called with (worker_id, before, after) whenever a record changes; None: not there."""
+
+
+class WorkerRegistry:
+    """All workers by id. Single-threaded: to be used from one event loop."""
+
+    def __init__(self, *, forget_after_s: float = 300.0) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._forget_after_s = forget_after_s
+        self._listeners: list[Listener] = []
+        self._routes: Mapping[str, tuple[Replica, ...]] = MappingProxyType({})
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def workers(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    def worker(self, worker_id: str) -> Worker:
+        """Raises UnknownWorker."""
+        try:
+            return self._workers[worker_id]
+        except KeyError:
+            raise UnknownWorker(worker_id) from None
+
+    def route(self, model: str) -> tuple[Replica, ...] | None:
+        """The ready replicas of a model, () when it is known but none is ready, None when nobody knows it."""
+        return self._routes.get(model)
+
+    def models(self) -> list[str]:
+        """The names of all models that some worker has, ready or not."""
+        return sorted(self._routes)
+
+    def is_ready(self) -> bool:
+        """Whether at least one model can be served."""
+        return any(self._routes.values())
+
+    def subscribe(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    # -- what workers say ------------------------------------------------------------------------------------------
+
+    def upsert(self, beat: Heartbeat, now: float) -> Worker:
+        """Take a beat; the first of a worker registers it. Raises WorkerIdConflict."""
+        old = self._workers.get(beat.worker_id)
+        if old is None:
+            self._drop_predecessors(beat)
+            return self._store(Worker(beat, registered_at=now, last_beat=now))
+        self._refuse_double_id(old, beat, now)
+        # A restarted process is reachable until shown otherwise; the same one has to be reached before it is believed.
+        unreachable = "" if is_new_incarnation(old.beat, beat) else old.unreachable
+        return self._store(
+            replace(old, beat=beat, last_beat=now, unreachable=unreachable, verdict=None, verdict_reason="")
+        )
+
+    def _refuse_double_id(self, old: Worker, beat: Heartbeat, now: float) -> None:
+        elsewhere = (old.beat.host, old.beat.port) != (beat.host, beat.port)
+        lives = old.state not in GONE and not is_overdue(old, now) and not old.unreachable
+        if elsewhere and lives and old.last_beat is not None:
+            raise WorkerIdConflict(
+                f"worker_id {beat.worker_id!r} belongs to a living worker at {old.beat.host}:{old.beat.port}: "
+                f"give the one at {beat.host}:{beat.port} its own --worker-id"
+            )
+
+    def _drop_predecessors(self, beat: Heartbeat) -> None:
+        """Another worker now answers at this address, so the one that did before is gone."""
+        for other in self.workers():
+            if (other.beat.host, other.beat.port) == (beat.host, beat.port) and not other.managed:
+                self.forget(other.id)
+
+    # -- what the gateway finds out --------------------------------------------------------------------------------
+
+    def announce(self, beat: Heartbeat, now: float) -> Worker:
+        """A managed worker that is being spawned: known, and visible as ``starting``, before its first beat."""
+        old = self._workers.get(beat.worker_id)
+        restarts = 0 if old is None else old.restarts + 1
+        return self._store(
+            Worker(beat, registered_at=now, managed=True, verdict=WorkerState.STARTING, restarts=restarts)
+        )
+
+    def adopt(self, worker_id: str) -> None:
+        """Mark a worker that is already here as managed by this gateway."""
+        self._change(worker_id, managed=True)
+
+    def judge(self, worker_id: str, state: WorkerState, reason: str) -> None:
+        """The gateway knows the worker's state better than its last beat does. The next beat takes this back."""
+        self._change(worker_id, verdict=state, verdict_reason=reason)
+
+    def mark_unreachable(self, worker_id: str, reason: str) -> None:
+        """A connection to the worker failed: it is not routed to until one succeeds."""
+        self._change(worker_id, unreachable=reason)
+
+    def mark_reachable(self, worker_id: str) -> None:
+        self._change(worker_id, unreachable="")
+
+    def expire(self, now: float) -> None:
+        """Workers whose beats stopped become unhealthy; foreign ones that have been gone for long are forgotten."""
+        for worker in self.workers():
+            if worker.last_beat is None:
+                continue
+            silent_s = now - worker.last_beat
+            if not worker.managed and worker.state is not WorkerState.READY and silent_s > self._forget_after_s:
+                if is_overdue(worker, now):
+                    self.forget(worker.id)
+            elif is_overdue(worker, now) and worker.verdict is None and worker.state not in GONE:
+                self.judge(
+                    worker.id, WorkerState.UNHEALTHY, f"no heartbeat for {MISSED_BEATS} intervals: the worker hangs, "
+                    "or cannot reach the gateway"
+                )  # fmt: skip
+
+    def forget(self, worker_id: str) -> None:
+        old = self._workers.pop(worker_id, None)
+        if old is not None:
+            self._changed(worker_id, old, None)
+
+    # -- keeping the snapshot --------------------------------------------------------------------------------------
+
+    def _change(self, worker_id: str, **changes: object) -> None:
+        old = self._workers.get(worker_id)
+        if old is not None:
+            self._store(replace(old, **changes))  # type: ignore[arg-type]
+
+    def _store(self, worker: Worker) -> Worker:
+        old = self._workers.get(worker.id)
+        self._workers[worker.id] = worker
+        self._changed(worker.id, old, worker)
+        return worker
+
+    def _changed(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
+        if routing_view(old) != routing_view(new):
+            self._routes = MappingProxyType(routes_of(self._workers.values()))
+        for listener in self._listeners:
+            listener(worker_id, old, new)
+
+
+def routing_view(worker: Worker | None) -> object:
+    """What of a worker routing depends on."""
+    return worker and (worker.beat.names, worker.replica, worker.state is WorkerState.READY)
+
+
+def routes_of(workers: Iterable[Worker]) -> dict[str, tuple[Replica, ...]]:
+    """Model name -> its ready replicas. A model whose workers are all away keeps its name, with no replica."""
+    routes: dict[str, tuple[Replica, ...]] = {}
+    for worker in workers:
+        found = (worker.replica,) if worker.state is WorkerState.READY else ()
+        for name in worker.beat.names:
+            routes[name] = routes.get(name, ()) + found
+    return routes
+
+
+def is_overdue(worker: Worker, now: float) -> bool:
+    return worker.last_beat is not None and now - worker.last_beat > MISSED_BEATS * worker.beat.heartbeat_interval
+
+
+def is_new_incarnation(old: Heartbeat, new: Heartbeat) -> bool:
+    """Whether the beat comes from another process than the one before."""
+    return (old.pid, old.started_at, old.host, old.port) != (new.pid, new.started_at, new.host, new.port)

@@ -1,0 +1,57 @@
+"""Which headers cross the gateway, and the bytes of a request's head towards a worker."""
+
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from utils.common import url_host
+
+Header = tuple[bytes, bytes]
+
+NOT_TO_WORKERS: Final = frozenset(
+    {
+        # of this hop only (RFC 9110, 7.6.1)
+        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"host", b"content-length", b"expect",
+        # secrets between client and gateway
+        b"authorization", b"x-api-key", b"cookie", b"proxy-authorization",
+        # bytes are passed on as they come: a worker must not compress them
+        b"accept-encoding",
+        # ours is sent instead
+        b"x-request-id",
+    }
+)  # fmt: skip
+NOT_TO_CLIENTS: Final = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"date", b"server", b"x-request-id", b"x-ichat-worker", b"x-ichat-attempts", b"x-ichat-queue-ms",
+        b"set-cookie",
+    }
+)  # fmt: skip
+MAX_REQUEST_ID: Final = 200
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> bytes:
+    """The client's own id if it has a sane one, else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable():
+        return given
+    return b"req-" + uuid.uuid4().hex.encode()
+
+
+def request_head(
+    target: bytes, address: tuple[str, int], headers: Iterable[Header], request: bytes, length: int
+) -> bytes:
+    """Request line and headers of a POST to a worker, with the blank line."""
+    host = f"{url_host(address[0])}:{address[1]}".encode()
+    lines = [b"POST ", target, b" HTTP/1.1\r\nhost: ", host, b"\r\nx-request-id: ", request]
+    for name, value in headers:
+        if name not in NOT_TO_WORKERS:
+            lines += (b"\r\n", name, b": ", value)
+    lines.append(b"\r\ncontent-length: %d\r\n\r\n" % length)
+    return b"".join(lines)
+
+
+def answer_headers(headers: Iterable[Header], ours: list[Header]) -> list[Header]:
+    """The worker's headers that are the client's business, and ours."""
+    return [header for header in headers if header[0] not in NOT_TO_CLIENTS] + ours

@@ -1,0 +1,88 @@
+"""iChat worker: one model on one engine, behind doors that a gateway can watch.
+
+    CUDA_VISIBLE_DEVICES=0 python serve.py --model PATH --model-name NAME --port 8001 --gateway-address http://HOST:4000
+
+Engines spawn children that import this file again: nothing heavy may stand at its top, and nothing may run but
+``main`` below ``__main__``.
+"""
+
+import sys
+
+if __name__ == "__mp_main__":
+    # An engine's child: a worker that is killed takes its engine with it.
+    from utils.process import die_with_parent
+
+    die_with_parent()
+
+
+async def serve(argv: list[str]) -> None:
+    """Wires one worker and runs it to its end. Raises ConfigError, or EngineDied."""
+    import asyncio
+    import signal
+
+    import httpx
+
+    from backends import backend_class
+    from backends.status import WorkerStatus
+    from config.args import parse_worker_arguments
+    from monitor.heartbeat import HeartbeatSender
+    from monitor.logs import LogBuffer
+    from utils.common import Tasks
+    from worker.app import WorkerApp
+    from worker.beat import beat_maker
+    from worker.metrics import Traffic, create_registry
+    from worker.output import OutputCapture
+
+    arguments = parse_worker_arguments(argv)
+    create_backend = backend_class(arguments.backend)
+    loop = asyncio.get_running_loop()
+    status, logs, traffic = WorkerStatus(), LogBuffer(), Traffic()
+    doors = WorkerApp(
+        status, logs, traffic, create_registry(status, traffic),
+        worker_id=arguments.worker_id, token=arguments.token, serve_logs=arguments.log_streaming,
+    )  # fmt: skip
+    backend = create_backend(arguments, status, doors)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, backend.request_stop)
+    capture = OutputCapture(logs, loop)
+    tasks = Tasks()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        sender: HeartbeatSender | None = None
+        if arguments.gateway_address:
+            sender = HeartbeatSender(
+                client, arguments.gateway_address, beat_maker(backend, arguments, traffic),
+                interval_s=arguments.heartbeat_interval, token=arguments.token,
+            )  # fmt: skip
+            status.subscribe(sender.beat_soon)
+            backend.on_open = lambda: tasks.start(sender.run(), "heartbeat")
+        try:
+            await backend.run()
+        finally:
+            await tasks.cancel()
+            if sender is not None:
+                await sender.beat()  # the last one says "stopping" or "failed"
+            capture.stop()
+
+
+def main() -> int:
+    import asyncio
+
+    from utils.common import raise_open_files_limit
+    from utils.errors import ConfigError, IChatError
+    from utils.logger import setup_logging
+
+    setup_logging()
+    raise_open_files_limit()
+    try:
+        asyncio.run(serve(sys.argv[1:]))
+    except ConfigError as error:
+        print(f"serve.py: {error}", file=sys.stderr)
+        return ConfigError.EXIT_CODE
+    except IChatError as error:
+        print(f"serve.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Small things that know nothing of workers or models."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import resource
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+
+def package_version(*names: str) -> str:
+    """The version of the first of these distributions that is installed, else ``unknown``."""
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "unknown"
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """A bound TCP socket, not yet listening; port 0 takes a free one. Raises OSError when the port is in use."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, as a socket names its peer, is this machine's own."""
+    return host in ("::1", "localhost") or host.startswith(("127.", "::ffff:127."))
+
+
+def url_host(host: str) -> str:
+    """A host as URLs write it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def address_facing(host: str, port: int) -> str:
+    """This machine's address as ``host`` would see it. No packet is sent. Raises OSError without a route."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family[0], socket.SOCK_DGRAM) as probe:
+        probe.connect(family[4])
+        return str(probe.getsockname()[0])
+
+
+def raise_open_files_limit() -> None:
+    """Let this process hold as many sockets as the system allows: each stream needs two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Tasks:
+    """Background tasks: referenced while they run, cancelled and awaited together."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def cancel(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

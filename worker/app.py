@@ -1,0 +1,133 @@
+"""The worker's doors: /health /ready /metrics /logs/stream are ours, everything else goes to the engine's app."""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from backends.base import ASGIApp
+from backends.status import WorkerStatus
+from config.states import WorkerState
+from monitor.log_stream import LogResponse
+from monitor.logs import LogBuffer
+from utils.common import is_loopback
+from utils.errors import ApiError, Forbidden, NoReplicaReady, NotFound
+from worker.metrics import Traffic
+
+STATE_HEADER: Final = "x-ichat-worker-state"
+"""Tells the gateway that a 503 is the door's, not the engine's: the request may go to another replica."""
+RETRY_AFTER_S: Final = 2
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class WorkerApp:
+    """Raw ASGI. Implements the backend's ``Doors``."""
+
+    def __init__(
+        self,
+        status: WorkerStatus,
+        logs: LogBuffer,
+        traffic: Traffic,
+        metrics: CollectorRegistry,
+        *,
+        worker_id: str,
+        token: str,
+        serve_logs: bool,
+    ) -> None:
+        self._status = status
+        self._logs = logs
+        self._traffic = traffic
+        self._metrics = metrics
+        self._worker_id = worker_id
+        self._token = token
+        self._serve_logs = serve_logs
+        self._engine: ASGIApp | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._own: dict[tuple[str, str], Answer] = {
+            ("GET", "/health"): self._health,
+            ("GET", "/ready"): self._health,
+            ("GET", "/metrics"): self._prometheus,
+            ("GET", "/logs/stream"): self._log_stream,
+        }
+
+    def attach(self, engine_app: ASGIApp) -> None:
+        self._engine = engine_app
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+    def close_streams(self) -> None:
+        self._logs.close()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        own = self._own.get((scope["method"], scope["path"]))
+        if own is not None:
+            response = await self._answer(own, Request(scope, receive))
+            await response(scope, receive, send)
+        elif self._status.state is not WorkerState.READY or self._engine is None:
+            self._traffic.turned_away += 1
+            await self._turn_away()(scope, receive, send)
+        else:
+            await self._pass_on(self._engine, scope, receive, send)
+
+    async def _pass_on(self, engine: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
+        self._traffic.requests += 1
+        self._traffic.in_flight += 1
+        self._idle.clear()
+        try:
+            await engine(scope, receive, send)
+        finally:
+            self._traffic.in_flight -= 1
+            if not self._traffic.in_flight:
+                self._idle.set()
+
+    async def _answer(self, own: Answer, request: Request) -> Response:
+        try:
+            return await own(request)
+        except ApiError as error:
+            return JSONResponse(error.envelope(), error.status)
+
+    async def _health(self, _: Request) -> Response:
+        """200 only when the worker can answer; else 503 with its state and why."""
+        ready = self._status.state is WorkerState.READY
+        body = {
+            "status": "ok" if ready else self._status.state.value,
+            "reason": self._status.reason,
+            "worker_id": self._worker_id,
+            "in_flight": self._traffic.in_flight,
+        }
+        return JSONResponse(body, 200 if ready else 503)
+
+    async def _prometheus(self, _: Request) -> Response:
+        # The engines register their families in the client library's own registry.
+        return Response(generate_latest(REGISTRY) + generate_latest(self._metrics), media_type=CONTENT_TYPE_LATEST)
+
+    async def _log_stream(self, request: Request) -> Response:
+        if not self._serve_logs:
+            raise NotFound("this worker was started with --log-streaming false")
+        self._require_gateway(request)
+        return LogResponse(self._logs, request.headers.get("last-event-id"))
+
+    def _require_gateway(self, request: Request) -> None:
+        """Logs are for the gateway alone: its token where there is one, else callers of this machine."""
+        if self._token:
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self._token.encode()):
+                raise Forbidden("this route is for the gateway: send its worker token as 'Authorization: Bearer TOKEN'")
+        elif not is_loopback(request.client.host if request.client else ""):
+            raise Forbidden("this route is for callers of this machine: set ICHAT_WORKER_TOKEN here and at the gateway")
+
+    def _turn_away(self) -> Response:
+        state, reason = self._status.state, self._status.reason
+        why = f"worker {self._worker_id} is {state}{f' ({reason})' if reason else ''}: try again later"
+        error = NoReplicaReady(why, retry_after_s=RETRY_AFTER_S)
+        headers = {"retry-after": str(RETRY_AFTER_S), STATE_HEADER: state.value}
+        return JSONResponse(error.envelope(), error.status, headers)

@@ -1,0 +1,53 @@
+"""The worker's own Prometheus families, beside the engine's."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from backends.status import WorkerStatus
+from config.states import WorkerState
+
+
+class Traffic:
+    """Requests that went to the engine."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.requests = 0
+        self.turned_away = 0
+
+
+class WorkerCollector(Collector):
+    """State, load time and traffic, read at the time of the scrape."""
+
+    def __init__(self, status: WorkerStatus, traffic: Traffic) -> None:
+        self._status = status
+        self._traffic = traffic
+
+    def collect(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily("ichat_worker_state", "1 for the state the worker is in.", labels=["state"])
+        for each in WorkerState:
+            state.add_metric([each.value], float(each is self._status.state))
+        yield state
+        if self._status.load_seconds is not None:
+            yield GaugeMetricFamily(
+                "ichat_worker_load_seconds", "From the open door to ready.", value=self._status.load_seconds
+            )
+        yield GaugeMetricFamily(
+            "ichat_worker_in_flight", "Requests that the engine works on.", value=self._traffic.in_flight
+        )
+        yield CounterMetricFamily(
+            "ichat_worker_requests", "Requests passed to the engine.", value=self._traffic.requests
+        )
+        yield CounterMetricFamily(
+            "ichat_worker_turned_away", "Requests refused because of the state.", value=self._traffic.turned_away
+        )
+
+
+def create_registry(status: WorkerStatus, traffic: Traffic) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(WorkerCollector(status, traffic))
+    return registry
