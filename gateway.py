@@ -49,6 +49,7 @@ class Gateway:
         own = settings.server_settings
         self._settings = own
         self._sock = bind(own.host, own.port)
+        self.port: int = self._sock.getsockname()[1]
         token = own.worker_token.get_secret_value() if own.worker_token else ""
         self.registry = WorkerRegistry(forget_after_s=own.forget_after_s)
         self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
@@ -61,7 +62,9 @@ class Gateway:
             RequestIdHeader(app), self.registry, self._upstream, access, RelayMetrics(metrics), own, rng
         )
         metrics.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))
-        self._fleet = Fleet(settings.managed_workers, fleet_settings(settings, token), self.registry, os.environ, rng)
+        self._fleet = Fleet(
+            settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, os.environ, rng
+        )
         self._prober = Prober(self.registry, interval_s=own.probe_interval_s)
         self._server = Server(self._relay, self._sock, drain_timeout_s=own.drain_timeout_s * (1 - FLEET_STOP_SHARE))
         self._tasks = Tasks()
@@ -73,7 +76,7 @@ class Gateway:
         self._sock.listen(4096)
         self._fleet.start()
         self._tasks.start(self._prober.run(), "prober")
-        logger.info("gateway_listening", address=f"http://{url_host(self._settings.host)}:{self._settings.port}")
+        logger.info("gateway_listening", address=f"http://{url_host(self._settings.host)}:{self.port}")
         try:
             await self._server.run_until_stopped()
         finally:
@@ -113,13 +116,13 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def fleet_settings(settings: GatewaySettings, token: str) -> FleetSettings:
+def fleet_settings(settings: GatewaySettings, port: int, token: str) -> FleetSettings:
     own = settings.server_settings
     host = "127.0.0.1" if own.host in ("0.0.0.0", "::", "localhost") else own.host  # noqa: S104
     return FleetSettings(
         serve=Path(__file__).resolve().with_name("serve.py"),
         pythons={"": sys.executable, **{name: engine.python for name, engine in settings.engines.items()}},
-        gateway_address=f"http://{url_host(host)}:{own.port}",
+        gateway_address=f"http://{url_host(host)}:{port}",
         log_dir=Path(own.log_dir).expanduser(),
         drain_timeout_s=own.drain_timeout_s * FLEET_STOP_SHARE,
         token=token,

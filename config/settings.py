@@ -54,7 +54,7 @@ class ServerSettings(Frozen):
     """The gateway's own door, and how long it waits for whom. All times are in seconds."""
 
     host: str = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
-    port: Port = 4000
+    port: Annotated[int, Field(ge=0, le=65535)] = 4000
     log_level: LogLevel = "info"
     log_dir: str = "logs"
     keys: tuple[ClientKey, ...] = ()
