@@ -66,7 +66,7 @@ class Gateway:
             settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, os.environ, rng
         )
         self._prober = Prober(self.registry, interval_s=own.probe_interval_s)
-        self._server = Server(self._relay, self._sock, drain_timeout_s=own.drain_timeout_s * (1 - FLEET_STOP_SHARE))
+        self._server = Server(self._relay, self._sock, drain_timeout_s=own.drain_timeout_s)
         self._tasks = Tasks()
         self._deadline = 0.0
 
@@ -92,11 +92,14 @@ class Gateway:
         """Finish what is in flight, then stop the workers. A second call does both at once."""
         if self._deadline:
             logger.warning("gateway_stops_at_once")
+            self._relay.cut_flights()
             self._server.stop(at_once=True)
             self._fleet.kill()
             return
-        self._deadline = time.monotonic() + self._settings.drain_timeout_s
-        logger.info("gateway_draining", limit_s=self._settings.drain_timeout_s, in_flight=self._relay.in_flight)
+        limit_s = self._settings.drain_timeout_s
+        self._deadline = time.monotonic() + limit_s
+        asyncio.get_running_loop().call_later(limit_s * (1 - FLEET_STOP_SHARE), self._relay.cut_flights)
+        logger.info("gateway_draining", limit_s=limit_s, in_flight=self._relay.in_flight)
         self._logs.close()
         self._server.stop()
 

@@ -27,7 +27,6 @@ async def serve(argv: list[str]) -> None:
     from config.args import parse_worker_arguments
     from monitor.heartbeat import HeartbeatSender
     from monitor.logs import LogBuffer
-    from utils.common import Tasks
     from worker.app import WorkerApp
     from worker.beat import beat_maker
     from worker.metrics import Traffic, create_registry
@@ -37,31 +36,23 @@ async def serve(argv: list[str]) -> None:
     create_backend = backend_class(arguments.backend)
     loop = asyncio.get_running_loop()
     status, logs, traffic = WorkerStatus(), LogBuffer(), Traffic()
-    doors = WorkerApp(
-        status, logs, traffic, create_registry(status, traffic),
-        worker_id=arguments.worker_id, token=arguments.token, serve_logs=arguments.log_streaming,
-    )  # fmt: skip
+    doors = WorkerApp(arguments, status, logs, traffic, create_registry(status, traffic))
     backend = create_backend(arguments, status, doors)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, backend.request_stop)
     capture = OutputCapture(logs, loop)
-    tasks = Tasks()
-    async with httpx.AsyncClient(trust_env=False) as client:
-        sender: HeartbeatSender | None = None
-        if arguments.gateway_address:
-            sender = HeartbeatSender(
-                client, arguments.gateway_address, beat_maker(backend, arguments, traffic),
-                interval_s=arguments.heartbeat_interval, token=arguments.token,
-            )  # fmt: skip
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            sender = HeartbeatSender(client, arguments, beat_maker(backend, arguments, traffic))
             status.subscribe(sender.beat_soon)
-            backend.on_open = lambda: tasks.start(sender.run(), "heartbeat")
-        try:
-            await backend.run()
-        finally:
-            await tasks.cancel()
-            if sender is not None:
-                await sender.beat()  # the last one says "stopping" or "failed"
-            capture.stop()
+            doors.on_reader_gone = sender.beat_soon
+            backend.on_open = sender.start
+            try:
+                await backend.run()
+            finally:
+                await sender.stop()
+    finally:
+        capture.stop()
 
 
 def main() -> int:

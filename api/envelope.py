@@ -33,7 +33,7 @@ def install_error_envelope(app: FastAPI) -> None:
         if error.status_code == 404:
             message = f"there is no route {request.method} {request.url.path[:200]}: GET /docs lists them"
         elif error.status_code == 405:
-            allowed = (error.headers or {}).get("allow", "another method")
+            allowed = (error.headers or {}).get("Allow", "another method")
             message = f"{request.method} is not allowed on {request.url.path[:200]}: use {allowed}"
         return answer_error(kind(message))
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
+from config.args import WorkerArguments
 from config.settings import Name, Port, WorkerId
 from config.states import WorkerState
 from utils.logger import EventLogger
@@ -64,23 +65,28 @@ class HeartbeatSender:
     """
 
     def __init__(
-        self,
-        client: httpx.AsyncClient,
-        gateway_address: str,
-        make_beat: Callable[[], Heartbeat],
-        *,
-        interval_s: float,
-        token: str = "",
+        self, client: httpx.AsyncClient, arguments: WorkerArguments, make_beat: Callable[[], Heartbeat]
     ) -> None:
         self._client = client
-        self._url = f"{gateway_address}/v1/workers/heartbeat"
+        self._url = f"{arguments.gateway_address}/v1/workers/heartbeat" if arguments.gateway_address else ""
+        self._headers = {"authorization": f"Bearer {arguments.token}"} if arguments.token else {}
+        self._interval_s = arguments.heartbeat_interval
         self._make_beat = make_beat
-        self._interval_s = interval_s
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._changed = asyncio.Event()
         self._complaint = ""
-        self.wanted = True
-        """False once the gateway has said that it does not want this worker any more."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to beat; a worker without a gateway does not."""
+        if self._url:
+            self._task = asyncio.create_task(self.run(), name="heartbeat")
+
+    async def stop(self) -> None:
+        """The last beat, which says ``stopping`` or ``failed``."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            await self.beat()
 
     def beat_soon(self) -> None:
         """Something changed: do not wait for the interval."""
@@ -111,18 +117,9 @@ class HeartbeatSender:
         if self._complaint:
             logger.info("gateway_back", url=self._url)
         self._complaint = ""
-        self.wanted = _is_wanted(answer)
         return True
 
     def _complain(self, complaint: str) -> None:
         if complaint != self._complaint:
             logger.warning("beat_not_taken", url=self._url, error=complaint, retry_s=RETRY_S)
         self._complaint = complaint
-
-
-def _is_wanted(answer: httpx.Response) -> bool:
-    try:
-        body = answer.json()
-    except ValueError:
-        return True
-    return not isinstance(body, dict) or body.get("wanted") is not False

@@ -1,6 +1,6 @@
 """A log buffer as a stream of server-sent events: the same on a worker and on the gateway."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -15,9 +15,10 @@ PING_S: Final = 15
 class LogResponse(EventSourceResponse):
     """History first, then live; ends when the buffer is closed. ``last_event_id``: go on after that line."""
 
-    def __init__(self, buffer: LogBuffer, last_event_id: str | None) -> None:
+    def __init__(self, buffer: LogBuffer, last_event_id: str | None, on_end: Callable[[], None] = lambda: None) -> None:
         given = last_event_id or ""
         self._buffer = buffer
+        self._on_end = on_end
         self._reader = buffer.open_reader(int(given) if given.isascii() and given.isdigit() else 0)
         super().__init__(events(self._reader), ping=PING_S)
 
@@ -26,6 +27,7 @@ class LogResponse(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._buffer.close_reader(self._reader)
+            self._on_end()
 
 
 async def events(reader: Reader) -> AsyncIterator[ServerSentEvent]:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
@@ -43,7 +43,7 @@ logger = EventLogger("relay")
 class Flight:
     """A request on its way: what its answer's headers, its metrics and its log line need."""
 
-    __slots__ = ("arrived", "attempts", "gone", "headers", "id", "is_event_stream", "model", "path", "started",
+    __slots__ = ("arrived", "attempts", "cut", "gone", "headers", "id", "is_event_stream", "model", "path", "started",
                  "status", "worker")  # fmt: skip
 
     def __init__(self, path: str, headers: Mapping[bytes, bytes]) -> None:
@@ -57,6 +57,7 @@ class Flight:
         self.status = 0
         self.started = False  # the client has got the head of an answer
         self.is_event_stream = False
+        self.cut = False  # the gateway stops, and has waited for this request as long as it may
         self.gone = False  # the client closed its connection
 
     def answer_headers(self) -> list[Header]:
@@ -91,12 +92,19 @@ class Relay:
         self._rng = rng
         self.in_flight: dict[str, int] = {}
         """Requests that this gateway has at each worker, by worker id."""
+        self._flights: dict[Flight, asyncio.Task[None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in ROUTES and scope["method"] == "POST":
             await self._serve(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def cut_flights(self) -> None:
+        """Ends the requests that are still in flight: with an error, and streams with an error event."""
+        for flight, task in list(self._flights.items()):
+            flight.cut = True
+            task.cancel()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         flight = Flight(scope["path"], dict(scope["headers"]))
@@ -118,15 +126,26 @@ class Relay:
         check_content_type(flight.headers)
         body = await read_body(receive, flight.headers, limit=self._max_body, timeout_s=self._settings.body_timeout_s)
         fields = parse_fields(body)
-        watcher = asyncio.create_task(watch_for_disconnect(flight, receive, asyncio.current_task()))
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._flights[flight] = task
+        watcher = asyncio.create_task(watch_for_disconnect(flight, receive, task))
         try:
             await self._forward(flight, scope, body, fields, send)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not flight.gone or task is None or task.uncancel() > 0:
+            if not (flight.gone or flight.cut) or task.uncancel() > 0:
                 raise
+            if flight.cut and not flight.gone:
+                await self._answer_cut(flight, send)
         finally:
+            del self._flights[flight]
             watcher.cancel()
+
+    async def _answer_cut(self, flight: Flight, send: Send) -> None:
+        error = NoReplicaReady("the gateway is stopping: try again", retry_after_s=RETRY_AFTER_S)
+        if flight.started:
+            await self._break_off(flight, error, send)
+        else:
+            await self._answer_error(flight, error, send)
 
     async def _forward(self, flight: Flight, scope: Scope, body: bytes, fields: RequestFields, send: Send) -> None:
         model = str(fields.model)
@@ -236,13 +255,12 @@ class Relay:
             await send({"type": "http.response.body", "body": b"data: %b\n\n" % error.body()})
 
 
-async def watch_for_disconnect(flight: Flight, receive: Receive, task: "asyncio.Task[None] | None") -> None:
+async def watch_for_disconnect(flight: Flight, receive: Receive, task: "asyncio.Task[None]") -> None:
     """Cancels the request's task when the client goes away, which cancels the request at the worker."""
     while (await receive())["type"] != "http.disconnect":
         pass
     flight.gone = True
-    if task is not None:
-        task.cancel()
+    task.cancel()
 
 
 def is_turned_away(exchange: Exchange) -> str:

@@ -103,6 +103,11 @@ class Exchange:
             self._timer = None
         self._connection.release(self)
 
+    @property
+    def buffered(self) -> int:
+        """Bytes of the body that have come and were not read yet."""
+        return self._size
+
     # -- called by the connection ----------------------------------------------------------------------------------
 
     def wake(self) -> None:
@@ -155,6 +160,8 @@ class Connection(asyncio.Protocol):
         self._head_size = 0
         self._until_close = False
         self._paused = False
+        self._out_of_step = False
+        self._keep_alive = False
 
     def send(self, head: bytes, body: bytes, timeout_s: float) -> Exchange:
         assert self._transport is not None
@@ -177,7 +184,8 @@ class Connection(asyncio.Protocol):
         if self._exchange is not exchange:
             return
         self._exchange = None
-        if exchange.done and not self.closed and not self._until_close and self._parser.should_keep_alive():
+        reusable = exchange.done and not (self.closed or self._until_close or self._out_of_step)
+        if reusable and self._keep_alive:
             self.resume()
             self.used = True
             self.idle_since = self.loop.time()
@@ -235,13 +243,18 @@ class Connection(asyncio.Protocol):
 
     # -- httptools -------------------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        # Bytes after a whole answer belong to no request: they must never become the next one's answer.
+        if self._exchange is not None and self._exchange.done:
+            self._out_of_step = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         exchange = self._exchange
         status = self._parser.get_status_code()
-        if exchange is None or status < 200:
+        if exchange is None or status < 200 or self._out_of_step:
             self._headers = []  # an interim answer such as 100 Continue: the real one follows
             return
         exchange.status = status
@@ -253,13 +266,18 @@ class Connection(asyncio.Protocol):
         )
 
     def on_body(self, body: bytes) -> None:
-        if self._exchange is not None and self._exchange.add(body) and not self._paused and self._transport:
+        exchange = self._exchange
+        if exchange is None or self._out_of_step:
+            return
+        if exchange.add(body) and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
         if self._exchange is not None and self._exchange.started:
             self._exchange.done = True
+            # To be asked here: the parser has forgotten it when the next call begins.
+            self._keep_alive = self._parser.should_keep_alive()
 
 
 class Upstream:

@@ -37,6 +37,14 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 15.0)
         time.sleep(POLL_S)
 
 
+def is_running(pid: int) -> bool:
+    """Whether the process runs; one that waits to be reaped does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Program:
     """A program of this project as a user starts it."""
 

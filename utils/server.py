@@ -6,11 +6,24 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from utils.errors import BadRequest
 
 KEEP_ALIVE_S: Final = 75
 """Longer than the idle time of the pools that talk to us, so that it is they who close idle connections."""
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's, but what is no HTTP is refused in OpenAI's envelope too."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = BadRequest(f"{msg} Send HTTP/1.1 (for https, ask the https address)").body()
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -21,7 +34,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=HttpProtocol,
                 loop="none",
                 ws="none",
                 lifespan="off",

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from backends.base import ASGIApp
 from backends.status import WorkerStatus
+from config.args import WorkerArguments
 from config.states import WorkerState
 from monitor.log_stream import LogResponse
 from monitor.logs import LogBuffer
@@ -30,23 +31,21 @@ class WorkerApp:
 
     def __init__(
         self,
+        arguments: WorkerArguments,
         status: WorkerStatus,
         logs: LogBuffer,
         traffic: Traffic,
         metrics: CollectorRegistry,
-        *,
-        worker_id: str,
-        token: str,
-        serve_logs: bool,
     ) -> None:
+        self._arguments = arguments
         self._status = status
         self._logs = logs
         self._traffic = traffic
         self._metrics = metrics
-        self._worker_id = worker_id
-        self._token = token
-        self._serve_logs = serve_logs
+        self.on_reader_gone: Callable[[], None] = lambda: None
+        """Called when a log stream ends: its reader is the gateway, which may have died."""
         self._engine: ASGIApp | None = None
+        self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._own: dict[tuple[str, str], Answer] = {
@@ -63,6 +62,7 @@ class WorkerApp:
         await self._idle.wait()
 
     def close_streams(self) -> None:
+        self._stopping = True
         self._logs.close()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -84,6 +84,9 @@ class WorkerApp:
         self._idle.clear()
         try:
             await engine(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise  # else the drain limit has passed: the connection just ends
         finally:
             self._traffic.in_flight -= 1
             if not self._traffic.in_flight:
@@ -101,7 +104,7 @@ class WorkerApp:
         body = {
             "status": "ok" if ready else self._status.state.value,
             "reason": self._status.reason,
-            "worker_id": self._worker_id,
+            "worker_id": self._arguments.worker_id,
             "in_flight": self._traffic.in_flight,
         }
         return JSONResponse(body, 200 if ready else 503)
@@ -111,23 +114,23 @@ class WorkerApp:
         return Response(generate_latest(REGISTRY) + generate_latest(self._metrics), media_type=CONTENT_TYPE_LATEST)
 
     async def _log_stream(self, request: Request) -> Response:
-        if not self._serve_logs:
+        if not self._arguments.log_streaming:
             raise NotFound("this worker was started with --log-streaming false")
         self._require_gateway(request)
-        return LogResponse(self._logs, request.headers.get("last-event-id"))
+        return LogResponse(self._logs, request.headers.get("last-event-id"), self.on_reader_gone)
 
     def _require_gateway(self, request: Request) -> None:
         """Logs are for the gateway alone: its token where there is one, else callers of this machine."""
-        if self._token:
+        if self._arguments.token:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
+            if not hmac.compare_digest(given.encode(), self._arguments.token.encode()):
                 raise Forbidden("this route is for the gateway: send its worker token as 'Authorization: Bearer TOKEN'")
         elif not is_loopback(request.client.host if request.client else ""):
             raise Forbidden("this route is for callers of this machine: set ICHAT_WORKER_TOKEN here and at the gateway")
 
     def _turn_away(self) -> Response:
         state, reason = self._status.state, self._status.reason
-        why = f"worker {self._worker_id} is {state}{f' ({reason})' if reason else ''}: try again later"
+        why = f"worker {self._arguments.worker_id} is {state}{f' ({reason})' if reason else ''}: try again later"
         error = NoReplicaReady(why, retry_after_s=RETRY_AFTER_S)
         headers = {"retry-after": str(RETRY_AFTER_S), STATE_HEADER: state.value}
         return JSONResponse(error.envelope(), error.status, headers)

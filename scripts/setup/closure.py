@@ -11,13 +11,18 @@ Environment = Mapping[str, str]
 
 
 class Closure:
-    """Walks the requirements of the packages in a report of ``pip install --dry-run --report``."""
+    """Walks the requirements of the packages (the key ``install``) in a report of ``pip install --dry-run --report``."""
 
-    def __init__(self, report: Mapping[str, Any], leaves: Iterable[str] = (), dropped: Iterable[str] = ()) -> None:
+    def __init__(self, packages: Iterable[Mapping[str, Any]], leaves: Iterable[str] = (), dropped: Iterable[str] = ()) -> None:
         """``leaves`` are taken without their own requirements; ``dropped`` are not taken at all."""
-        self.metadata = {canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in report["install"]}
+        self.metadata: dict[str, dict[str, Any]] = {}
+        self.add(packages)
         self._leaves = {canonicalize_name(name) for name in leaves}
         self._dropped = {canonicalize_name(name) for name in dropped}
+
+    def add(self, packages: Iterable[Mapping[str, Any]]) -> None:
+        """More packages of a report."""
+        self.metadata |= {canonicalize_name(one["metadata"]["name"]): one["metadata"] for one in packages}
 
     def reach(self, roots: Iterable[str], environment: Environment | None = None) -> set[str]:
         """The canonical names that the requirements reach, those absent from the report included."""

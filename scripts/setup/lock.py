@@ -12,19 +12,22 @@ from scripts.setup.trouble import Trouble
 
 PARTS = ("run", "dev")
 _PART = re.compile(r"#\s*\[(\w+)\]")
-_PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;]+)(?:\s*;\s*(.+))?")
+_PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)([=><!~]=[^\s;]+)(?:\s*;\s*(.+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One package at one version, for all machines or, with a marker (PEP 508), for some."""
+    """One package at one version (``==1.2``), for all machines or, with a marker (PEP 508), for some.
+
+    The version is a range only where the index held none in that range when the lock was made.
+    """
 
     name: str
     version: str
     marker: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}=={self.version}" + (f" ; {self.marker}" if self.marker else "")
+        return f"{self.name}{self.version}" + (f" ; {self.marker}" if self.marker else "")
 
 
 @dataclass(frozen=True, slots=True)
