@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from urllib.parse import urlsplit
 from utils.common import address_facing, is_loopback
 from utils.errors import ConfigError
 
+NAME = r"^[^\s\x00-\x1f]+$"
+WORKER_ID = r"^[A-Za-z0-9._:@+-]+$"
+HOST = r"^[A-Za-z0-9._:-]+$"
+"""What names, ids and hosts may hold: the gateway takes no others."""
 TOKEN_VARIABLE = "ICHAT_WORKER_TOKEN"  # noqa: S105 - the variable's name, not a token
 """The worker token comes from the environment alone: an argument would be seen in ``ps``."""
 
@@ -58,6 +63,13 @@ def parse_worker_arguments(argv: Sequence[str], environ: Mapping[str, str] = os.
     names = given.model_name or [Path(given.model).name or given.model]
     gateway = normalize_gateway_address(given.gateway_address)
     host, advertised = addresses(given.host, given.advertise_host, gateway)
+    worker_id = given.worker_id or default_worker_id(names[0], given.port)
+    token = environ.get(TOKEN_VARIABLE, "").strip()
+    require("--model-name", NAME, *names)
+    require("--worker-id", WORKER_ID, worker_id)
+    require("--advertise-host", HOST, advertised)
+    if token and not is_header_word(token):
+        raise ConfigError(f"{TOKEN_VARIABLE} must be one word of ASCII letters, digits and signs")
     return WorkerArguments(
         model=given.model,
         model_name=names[0],
@@ -67,15 +79,27 @@ def parse_worker_arguments(argv: Sequence[str], environ: Mapping[str, str] = os.
         port=given.port,
         gateway_address=gateway,
         advertise_host=advertised,
-        worker_id=given.worker_id or default_worker_id(names[0], given.port),
+        worker_id=worker_id,
         heartbeat_interval=given.heartbeat_interval,
         log_streaming=given.log_streaming,
         drain_timeout=given.drain_timeout,
         progress_timeout=given.progress_timeout,
         warmup=given.warmup,
-        token=environ.get(TOKEN_VARIABLE, ""),
+        token=token,
         engine_argv=tuple(engine),
     )
+
+
+def require(option: str, pattern: str, *values: str) -> None:
+    """Raises ConfigError for a value that a gateway would refuse."""
+    for value in values:
+        if not re.search(pattern, value) or len(value) > 256:
+            raise ConfigError(f"{option} {value!r} will not do: give one of at most 256 characters without spaces")
+
+
+def is_header_word(text: str) -> bool:
+    """Whether a token can be sent as ``Authorization: Bearer TOKEN``."""
+    return bool(text) and all("!" <= char <= "~" for char in text)
 
 
 class WorkerParser(argparse.ArgumentParser):
@@ -114,7 +138,9 @@ def create_parser() -> WorkerParser:
     gateway.add_argument("--advertise-host", default="", metavar="HOST",
                          help="address under which the gateway reaches this worker (default: found out)")  # fmt: skip
     gateway.add_argument("--worker-id", default="", metavar="ID", help="default: made of model, host name and port")
-    gateway.add_argument("--heartbeat-interval", "--hi", type=seconds, default=DEFAULTS.heartbeat_interval, metavar="S")
+    gateway.add_argument(
+        "--heartbeat-interval", "--hi", type=interval, default=DEFAULTS.heartbeat_interval, metavar="S"
+    )
     gateway.add_argument("--log-streaming", "--ls", type=truth, nargs="?", const=True, metavar="BOOL",
                          default=DEFAULTS.log_streaming, help="serve this worker's log to the gateway")  # fmt: skip
     return parser
@@ -167,7 +193,7 @@ def addresses(host: str, advertised: str, gateway: str) -> tuple[str, str]:
     url = urlsplit(gateway)
     try:
         facing = address_facing(url.hostname or "", url.port or 80)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if not advertised:
             raise ConfigError(
                 f"--gateway-address {gateway}: {error}: correct the host name, or give --advertise-host"
@@ -183,8 +209,8 @@ def normalize_gateway_address(text: str) -> str:
     if not text:
         return ""
     full = text if "://" in text else f"http://{text}"
-    url = urlsplit(full)
     try:
+        url = urlsplit(full)
         valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
     except ValueError:
         valid = False
@@ -211,6 +237,13 @@ def seconds(text: str) -> float:
     number = float(text)
     if not 0 < number <= 86400:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds between 0 and 86400")
+    return number
+
+
+def interval(text: str) -> float:
+    number = seconds(text)
+    if number < 0.1:
+        raise argparse.ArgumentTypeError(f"{text} is shorter than 0.1 seconds")
     return number
 
 

@@ -1,5 +1,6 @@
 """config.yaml and the environment -> GatewaySettings, or one clear error that names the key."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
-from config.settings import GatewaySettings, unknown_key
+from config.settings import ClientKey, Engine, GatewaySettings, ServerSettings, unknown_key
 from utils.errors import ConfigError
 
 PREFIX = "ICHAT_"
@@ -21,12 +24,12 @@ def load_settings(path: Path, environ: Mapping[str, str] = os.environ) -> Gatewa
     ``ICHAT_SERVER_SETTINGS__PORT=4001`` is ``server_settings: {port: 4001}``; values are read as YAML.
     Raises ConfigError for a file that cannot be read, is no YAML, or holds a wrong or unknown key.
     """
-    values = merge(read_yaml(path), settings_of_environment(environ))
-    values = resolve_references(values, environ)
+    above = settings_of_environment(environ)
+    values = resolve_references(merge(read_yaml(path), above), environ)
     try:
         settings = GatewaySettings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, path)) from error
+        raise ConfigError(describe(error, path, above)) from error
     for missing in settings.missing_model_paths():
         raise ConfigError(f"{path}: managed_workers: model_path {missing!r} does not exist: correct the path")
     return settings
@@ -44,7 +47,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {yaml_trouble(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -52,23 +55,51 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def yaml_trouble(error: yaml.YAMLError) -> str:
+    """What is wrong and where. The line itself is not repeated: it may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    problem = str(error.problem)
+    if not isinstance(error, ScannerError | ParserError):
+        problem = problem.partition("'")[0].rstrip()  # the name of an alias or tag may be the secret
+    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {problem}"
+
+
 def settings_of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The ``ICHAT_SECTION__KEY=value`` variables as the nested mapping that they stand for."""
     values: dict[str, Any] = {}
+    sections = list(GatewaySettings.model_fields)
     for name, text in sorted(environ.items()):
-        section, nested, rest = name.removeprefix(PREFIX).lower().partition(NESTED)
-        if not name.startswith(PREFIX) or not nested:
+        section, *keys = name.removeprefix(PREFIX).lower().split(NESTED)
+        if not name.startswith(PREFIX):
             continue
-        if section not in GatewaySettings.model_fields:
-            raise ConfigError(f"environment: {name}: {unknown_key(section, list(GatewaySettings.model_fields))}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"environment: {name} is not valid YAML: {' '.join(str(error).split())}") from error
-        for key in reversed([section, *rest.split(NESTED)]):
-            value = {key: value}
-        values = merge(values, value)
+        if section in sections:
+            value = value_of(name, text)
+            for key in reversed([section, *keys]):
+                value = {key: value}
+            values = merge(values, value)
+        elif keys or section.startswith(tuple(f"{known}_" for known in sections)):
+            # Others, such as ICHAT_WORKER_TOKEN, are no settings of the gateway.
+            raise ConfigError(
+                f"environment: {name}: {unknown_key(section, sections)} "
+                f"(two underscores stand between a section and its key: {PREFIX}SERVER_SETTINGS{NESTED}PORT)"
+            )
     return values
+
+
+def value_of(name: str, text: str) -> Any:
+    """A variable's text as YAML reads it, but words as they stand: a secret may hold a ``#`` or begin with a ``*``."""
+    text = text.strip()
+    if text.startswith(("{", "[", "'", '"')):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"environment: {name} is not valid YAML: {yaml_trouble(error)}") from None
+    with contextlib.suppress(yaml.YAMLError):
+        value = yaml.safe_load(text)
+        if isinstance(value, bool | int | float) or text.lower() in ("", "~", "null"):
+            return value
+    return text
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -80,23 +111,36 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def resolve_references(value: Any, environ: Mapping[str, str]) -> Any:
+def resolve_references(value: Any, environ: Mapping[str, str], where: str = "") -> Any:
     """``os.environ/NAME``, LiteLLM's way to keep secrets out of files, replaced by the variable's value."""
     if isinstance(value, dict):
-        return {key: resolve_references(item, environ) for key, item in value.items()}
+        return {key: resolve_references(item, environ, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list):
-        return [resolve_references(item, environ) for item in value]
+        return [resolve_references(item, environ, f"{where}.{index}") for index, item in enumerate(value)]
     if isinstance(value, str) and value.startswith("os.environ/"):
         name = value.removeprefix("os.environ/")
         if name not in environ:
-            raise ConfigError(f"config names the environment variable {name} ({value}), but it is not set")
+            raise ConfigError(f"{where}: {value} names an environment variable that is not set: set {name}")
         return environ[name]
     return value
 
 
-def describe(error: ValidationError, path: Path) -> str:
+def describe(error: ValidationError, path: Path, above: Mapping[str, Any]) -> str:
     """All that is wrong, a line a key. Values are not repeated: they may be secrets."""
-    return "\n".join(f"{path}: {_describe_one(dict(problem))}" for problem in error.errors(include_url=False))
+    problems = error.errors(include_url=False)
+    return "\n".join(f"{variable_of(each['loc'], above) or path}: {_describe_one(dict(each))}" for each in problems)
+
+
+def variable_of(location: tuple[int | str, ...], above: Mapping[str, Any]) -> str:
+    """The environment variable that a wrong value came from; "" where it came from the file."""
+    value: Any = above
+    for depth, key in enumerate(location):
+        if not isinstance(value, dict):
+            return f"environment: {PREFIX}{NESTED.join(map(str, location[:depth])).upper()}"
+        if key not in value:
+            return ""
+        value = value[key]
+    return "" if isinstance(value, dict) else f"environment: {PREFIX}{NESTED.join(map(str, location)).upper()}"
 
 
 def _describe_one(problem: dict[str, Any]) -> str:
@@ -111,10 +155,11 @@ def _describe_one(problem: dict[str, Any]) -> str:
 
 def known_keys(parents: list[str]) -> list[str]:
     """The keys that the section at ``parents`` takes."""
-    sections: dict[str, type[BaseModel]] = {"": GatewaySettings}
-    for name, field in GatewaySettings.model_fields.items():
-        default = field.default
-        if isinstance(default, BaseModel):
-            sections[name] = type(default)
-    section = sections.get(parents[0] if parents else "")
+    sections: dict[str, type[BaseModel]] = {
+        "": GatewaySettings,
+        "server_settings": ServerSettings,
+        "server_settings.keys": ClientKey,
+        "engines": Engine,
+    }
+    section = sections.get(".".join(parents[:-1] if len(parents) > 1 else parents))
     return list(section.model_fields) if section else []

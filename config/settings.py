@@ -6,17 +6,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from config.args import default_worker_id
+from config.args import NAME, WORKER_ID, default_worker_id, is_header_word
 from config.unified import UNIFIED_ARGUMENTS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f]+$")]
-WorkerId = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._:@+-]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=NAME)]
+WorkerId = Annotated[str, Field(min_length=1, max_length=256, pattern=WORKER_ID)]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
     BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
 ]
+OWN_ARGUMENTS = frozenset({"model", "model_path", "model_name", "served_model_name", "backend", "host", "port",
+                           "gateway_address", "worker_id", "heartbeat_interval", "drain_timeout"})  # fmt: skip
+"""What the gateway itself says on a managed worker's command line: ``backend_args`` must not say it again."""
 KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -35,12 +38,16 @@ def _require_unique(where: str, what: str, values: list[Any]) -> None:
             raise ValueError(f"{where}: {what} {value!r} is used twice: each needs its own")
 
 
-def _exists(path: str) -> bool:
-    return Path(path).expanduser().exists()
+def absolute(path: str) -> str:
+    """A path that means the same in every folder: a worker runs in another one than the gateway."""
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # ~somebody
+        raise ValueError(f"{path!r}: {error}") from error
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class ClientKey(Frozen):
@@ -72,7 +79,15 @@ class ServerSettings(Frozen):
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         _require_unique("server_settings.keys", "name", [key.name for key in self.keys])
+        _require_unique("server_settings.keys", "hash", [key.hash for key in self.keys])
         return self
+
+    @field_validator("worker_token")
+    @classmethod
+    def _token_fits_into_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_header_word(value.get_secret_value()):
+            raise ValueError("must be one word of ASCII letters, digits and signs; remove the key for no token")
+        return value
 
     @property
     def max_body_bytes(self) -> int:
@@ -99,6 +114,19 @@ class ManagedWorker(BaseModel):
     start_timeout_s: Seconds = 1800
     env: dict[str, str] = {}
     backend_args: dict[str, Any] = {}
+
+    @field_validator("model_path")
+    @classmethod
+    def _folder_is_absolute(cls, value: str) -> str:
+        return absolute(value) if value.startswith((".", "~", "/")) else value
+
+    @field_validator("backend_args")
+    @classmethod
+    def _own_arguments_stand_outside(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key.lstrip("-").replace("-", "_") in OWN_ARGUMENTS:
+                raise ValueError(f"{key!r} is not the engine's: it follows from this worker's own keys, remove it here")
+        return value
 
     @field_validator("env", mode="before")
     @classmethod
@@ -130,6 +158,11 @@ class Engine(Frozen):
     """Which interpreter runs a backend: two engines cannot always share one environment."""
 
     python: Annotated[str, Field(min_length=1)]
+
+    @field_validator("python")
+    @classmethod
+    def _path_is_absolute(cls, value: str) -> str:
+        return absolute(value) if "/" in value else value
 
 
 class GatewaySettings(Frozen):
@@ -165,4 +198,4 @@ class GatewaySettings(Frozen):
     def missing_model_paths(self) -> list[str]:
         """Model paths that look like folders and are not there. An id such as ``org/model`` is the engine's matter."""
         paths = {worker.model_path for worker in self.managed_workers if worker.backend != "fake"}
-        return sorted(path for path in paths if path.startswith(("/", "./", "../", "~")) and not _exists(path))
+        return sorted(path for path in paths if path.startswith("/") and not Path(path).exists())

@@ -58,7 +58,7 @@ class Worker:
     def reason(self) -> str:
         if self.verdict is not None:
             return self.verdict_reason
-        return self.unreachable or self.beat.reason
+        return self.unreachable if self.state is WorkerState.UNHEALTHY and self.unreachable else self.beat.reason
 
     @property
     def replica(self) -> Replica:

@@ -215,6 +215,7 @@ def test_a_killed_gateway_finds_its_workers_again(tmp_path: Path) -> None:
             assert is_running(pids["by-hand"])
     finally:
         first.end()
+        client.http.close()
 
 
 def test_a_worker_with_wrong_arguments_fails_with_its_reason_and_is_not_started_again(tmp_path: Path) -> None:

