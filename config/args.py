@@ -65,9 +65,10 @@ def parse_worker_arguments(argv: Sequence[str], environ: Mapping[str, str] = os.
     host, advertised = addresses(given.host, given.advertise_host, gateway)
     worker_id = given.worker_id or default_worker_id(names[0], given.port)
     token = environ.get(TOKEN_VARIABLE, "").strip()
-    require("--model-name", NAME, *names)
-    require("--worker-id", WORKER_ID, worker_id)
-    require("--advertise-host", HOST, advertised)
+    for name in names:
+        require("--model-name", name, NAME, "a name without spaces")
+    require("--worker-id", worker_id, WORKER_ID, "letters, digits and . _ : @ + -")
+    require("--advertise-host", advertised, HOST, "a host name, or an address without brackets")
     if token and not is_header_word(token):
         raise ConfigError(f"{TOKEN_VARIABLE} must be one word of ASCII letters, digits and signs")
     return WorkerArguments(
@@ -90,11 +91,10 @@ def parse_worker_arguments(argv: Sequence[str], environ: Mapping[str, str] = os.
     )
 
 
-def require(option: str, pattern: str, *values: str) -> None:
+def require(option: str, value: str, pattern: str, what: str) -> None:
     """Raises ConfigError for a value that a gateway would refuse."""
-    for value in values:
-        if not re.search(pattern, value) or len(value) > 256:
-            raise ConfigError(f"{option} {value!r} will not do: give one of at most 256 characters without spaces")
+    if not re.fullmatch(pattern, value) or len(value) > 256:
+        raise ConfigError(f"{option} {value!r} will not do: give {what}, at most 256 characters")
 
 
 def is_header_word(text: str) -> bool:
@@ -109,13 +109,22 @@ class WorkerParser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see serve.py --help)")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but only where there is one to show and the help does not say it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "") or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def create_parser() -> WorkerParser:
     parser = WorkerParser(
         prog="serve.py",
         description="Run one model as an iChat worker: an engine, with doors that a gateway can watch.",
         epilog="Every other argument goes to the engine as it is: --max-model-len 4096 --enforce-eager ...",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", "--model-path", metavar="PATH", default="", help="model folder or hub id (required)")
@@ -138,9 +147,8 @@ def create_parser() -> WorkerParser:
     gateway.add_argument("--advertise-host", default="", metavar="HOST",
                          help="address under which the gateway reaches this worker (default: found out)")  # fmt: skip
     gateway.add_argument("--worker-id", default="", metavar="ID", help="default: made of model, host name and port")
-    gateway.add_argument(
-        "--heartbeat-interval", "--hi", type=interval, default=DEFAULTS.heartbeat_interval, metavar="S"
-    )
+    gateway.add_argument("--heartbeat-interval", "--hi", type=interval, default=DEFAULTS.heartbeat_interval,
+                         metavar="S", help="seconds between two heartbeats")  # fmt: skip
     gateway.add_argument("--log-streaming", "--ls", type=truth, nargs="?", const=True, metavar="BOOL",
                          default=DEFAULTS.log_streaming, help="serve this worker's log to the gateway")  # fmt: skip
     return parser
