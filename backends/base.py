@@ -20,7 +20,6 @@ from utils.logger import EventLogger
 from utils.server import Server
 
 CHECK_INTERVAL_S: Final = 0.5
-WARMUP_TIMEOUT_S: Final = 600.0
 ENGINE_STOP_TIMEOUT_S: Final = 20.0
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -58,8 +57,7 @@ class Progress:
 class ProgressWatch:
     """Notices an engine that has requests and does nothing for them. Pure: time comes in, in seconds."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self) -> None:
         self._steps = -1
         self._since: float | None = None
 
@@ -69,14 +67,12 @@ class ProgressWatch:
             self._steps, self._since = progress.steps, now
         return now - self._since
 
-    def is_hanging(self, progress: Progress, now: float) -> bool:
-        return self.stalled_for(progress, now) > self._timeout_s
-
 
 class BaseBackend(ABC):
     """One engine's whole life: ``run`` opens the door, starts the engine, serves, watches, drains and cleans up."""
 
     name: ClassVar[str]
+    warmup_timeout_s: ClassVar[float] = 600.0
 
     def __init__(self, arguments: WorkerArguments, status: WorkerStatus, doors: Doors) -> None:
         self.arguments = arguments
@@ -189,24 +185,29 @@ class BaseBackend(ABC):
         if not self.arguments.warmup:
             return
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://warmup", timeout=WARMUP_TIMEOUT_S) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://warmup") as client:
             for path, body in self.warmup_requests():
-                answer = await client.post(path, json=body)
+                try:
+                    async with asyncio.timeout(self.warmup_timeout_s):
+                        answer = await client.post(path, json=body)
+                except TimeoutError:
+                    raise EngineDied(f"warm-up of {path} got no answer in {self.warmup_timeout_s:g} s") from None
                 if answer.status_code != 200:
                     raise EngineDied(f"warm-up of {path} failed: HTTP {answer.status_code}: {answer.text[:500]}")
 
     async def _health_check_monitor(self) -> None:
         """Until the engine dies (at once) or hangs (after the progress timeout, said half-way)."""
         loop = asyncio.get_running_loop()
-        watch = ProgressWatch(self.arguments.progress_timeout)
+        watch = ProgressWatch()
         while True:
             self.check_alive()
             stalled_s = watch.stalled_for(self.progress(), loop.time())
             if stalled_s > self.arguments.progress_timeout:
                 raise EngineDied(f"the engine hangs: requests are running, but no token came for {stalled_s:.0f} s")
-            if stalled_s > self.arguments.progress_timeout / 2:
+            is_slow = stalled_s > self.arguments.progress_timeout / 2
+            if is_slow and self.status.state is WorkerState.READY:  # one that drains must not become ready again
                 self.status.set(WorkerState.UNHEALTHY, f"no token since {self.arguments.progress_timeout / 2:g} s")
-            elif self.status.state is WorkerState.UNHEALTHY:
+            elif not is_slow and self.status.state is WorkerState.UNHEALTHY:
                 self.status.set(WorkerState.READY)
             await asyncio.sleep(CHECK_INTERVAL_S)
 

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from backends.base import ASGIApp, BaseBackend, EngineDied, Progress
+from backends.base import ASGIApp, BaseBackend, Progress
 from backends.status import EngineFacts
 from config.args import WorkerParser
 from utils.common import package_version
@@ -32,6 +32,7 @@ from utils.errors import BadRequest, ConfigError
 
 WORDS = ("light", "river", "stone", "cloud", "green", "seven", "quiet", "maple", "north", "glass", "amber", "field")
 DIMENSIONS = 8
+FAULTS = ("", "hang", "die", "cut")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,7 @@ class FakeBackend(BaseBackend):
         self._app = None
 
     def check_alive(self) -> None:
-        if self._app is not None and self._app.dead:
-            raise EngineDied("the fake engine was told to die")
+        """It lives as long as this process does."""
 
     def progress(self) -> Progress:
         return self._app.progress() if self._app else Progress(0, 0)
@@ -79,7 +79,7 @@ def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
     parser = WorkerParser(prog="fake", allow_abbrev=False)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.0, help="tokens a second; 0: at once")
-    parser.add_argument("--fault", choices=("", "hang", "die", "cut"), default="")
+    parser.add_argument("--fault", choices=FAULTS, default="")
     parser.add_argument("--fault-after", type=int, default=0)
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--max-model-len", type=int, default=4096)
@@ -98,7 +98,6 @@ class FakeEngine:
         self._script = script
         self._running = 0
         self._steps = 0
-        self.dead = False
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -225,6 +224,8 @@ def override(script: Script, given: dict[str, Any], max_tokens: Any) -> Script:
         script = replace(script, **given)
     except TypeError as error:
         raise BadRequest(f"fake: {error}", param="fake") from error
+    if script.fault not in FAULTS:
+        raise BadRequest(f"fake: there is no fault {script.fault!r}: there are {', '.join(FAULTS)}", param="fake")
     return replace(script, tokens=min(script.tokens, max_tokens)) if isinstance(max_tokens, int) else script
 
 

@@ -5,6 +5,7 @@ Runs vLLM 0.28 to 0.33. All of vLLM is imported here, and late: its import alone
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -34,7 +35,7 @@ from utils.common import package_version
 from utils.errors import ConfigError, IChatError
 from utils.logger import EventLogger
 
-IMPORTS: Final = ("torch", "transformers", "vllm", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
+IMPORTS: Final = ("torch", "transformers", "vllm", "vllm.engine.arg_utils")
 """In this order, each for itself: a worker that is stopped meanwhile waits for one of them, not for all."""
 ENGINE_EXIT_S: Final = 10.0
 """How long the engine's processes may take to let go of their devices; requests have been drained before."""
@@ -183,9 +184,18 @@ class VLLMBackend(BaseBackend):
         try:
             await self._lifespan.aclose()
         finally:
+            # The app froze the heap: what stays frozen at the end is reported as leaked by some of its libraries.
+            gc.unfreeze()
             client, self._client = self._client, None
             if client is not None:
-                await self._thread.run(client.shutdown, ENGINE_EXIT_S)
+                await self._shut_down(client)
+
+    async def _shut_down(self, client: Any) -> None:
+        # Ended first, the task that waits for the engine's answers does not take its end for a death.
+        if client.output_handler is not None:
+            client.output_handler.cancel()
+            await asyncio.wait({client.output_handler})
+        await self._thread.run(client.shutdown, ENGINE_EXIT_S)
 
     async def _abandon_loading(self) -> None:
         """A job in the thread cannot be cancelled: one that waits for the engine's children ends with them."""

@@ -10,7 +10,7 @@ from backends.base import EngineDied
 from utils.errors import ConfigError, IChatError
 from utils.logger import EventLogger
 
-MAX_MESSAGE: Final = 600
+MAX_MESSAGE: Final = 400
 
 SPECULATIVE: Final = "write --speculative-config '{\"model\": ..., \"num_speculative_tokens\": ...}'"
 FROM_MODEL: Final = "vLLM reads it from the model"
@@ -64,6 +64,8 @@ OURS: Final = {
 }
 """Arguments that vLLM knows, but that belong to its own server, which a worker is not."""
 
+NETWORK_ERRORS: Final = frozenset({"ConnectError", "ConnectTimeout", "ReadTimeout", "HfHubHTTPError"})
+
 logger = EventLogger("backend")
 
 
@@ -79,7 +81,7 @@ def explain_unknown(option: str, options: Collection[str], engine: str) -> str:
     name = option.lstrip("-").replace("_", "-").removeprefix("no-")
     if name in GONE:
         return f"{engine} has no argument {option} any more: {GONE[name]}"
-    nearest = difflib.get_close_matches(option.replace("_", "-"), sorted(options), n=3, cutoff=0.6)
+    nearest = difflib.get_close_matches(option.replace("_", "-"), sorted(options), n=3, cutoff=0.7)
     if not nearest:
         return f"{engine} has no argument {option}"
     return f"{engine} has no argument {option}: did you mean {' or '.join(nearest)}?"
@@ -99,21 +101,34 @@ def one_sentence(message: str) -> str:
     text = re.sub(r"^(\w+)\n  (?=\S)", r"\1: ", text, flags=re.MULTILINE)
     text = re.sub(r"\b(Value error, |Assertion failed, |Error: )", "", text)
     text = " ".join(text.split())
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 4] + " ..."
+    if len(text) <= MAX_MESSAGE:
+        return text
+    whole = text[:MAX_MESSAGE].rpartition(". ")[0]
+    return f"{whole}." if whole else f"{text[: MAX_MESSAGE - 4]} ..."
 
 
 @contextlib.contextmanager
 def complaints_as_config_errors(engine_name: str) -> Iterator[None]:
-    """What vLLM says about arguments, as one sentence. What no argument explains is an EngineDied."""
+    """What vLLM says about arguments, as one sentence. What other arguments would not help is an EngineDied."""
     try:
         yield
     except IChatError:
         raise
-    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError, FileNotFoundError) as error:
-        raise ConfigError(f"{engine_name}: {one_sentence(str(error))}") from error
+    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError, OSError) as error:
+        kind = EngineDied if is_network_trouble(error) else ConfigError
+        raise kind(f"{engine_name}: {one_sentence(str(error))}") from error
     except Exception as error:
         logger.error("engine_config_failed", exc_info=error)
         raise EngineDied(f"{engine_name}: {one_sentence(f'{type(error).__name__}: {error}')}") from error
+
+
+def is_network_trouble(error: BaseException | None) -> bool:
+    """Whether a download failed for a reason that may pass. The hub's client has its own errors: known by name."""
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ in NETWORK_ERRORS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def explain_failed_start(error: Exception) -> str:

@@ -46,6 +46,9 @@ def cpu_defaults(
         # Bound to cores, several workers would sit on the same ones.
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         environment["OMP_NUM_THREADS"] = str(cores)
+        # Then the model may run in the engine core's own process: one import of 10 s and 0.7 GB less than with a
+        # worker process beside it, which vLLM wants on CPUs only to bind its threads.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return CPUDefaults(arguments, {name: value for name, value in environment.items() if name not in environ})
 
 

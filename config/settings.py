@@ -136,12 +136,15 @@ class ManagedWorker(BaseModel):
             return {key: str(item) if isinstance(item, int | float) else item for key, item in value.items()}
         return value
 
-    @model_validator(mode="after")
-    def _extra_keys_are_unified_arguments(self) -> Self:
-        for key in self.model_extra or {}:
-            if key not in UNIFIED_ARGUMENTS:
-                raise ValueError(unknown_key(key, [*type(self).model_fields, *UNIFIED_ARGUMENTS], "backend_args"))
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _extra_keys_are_unified_arguments(cls, value: Any) -> Any:
+        # Before all else: "port: Field required" would not help the one who wrote "prot".
+        known = [*cls.model_fields, *UNIFIED_ARGUMENTS]
+        for key in value if isinstance(value, dict) else ():
+            if key not in known:
+                raise ValueError(unknown_key(str(key), known, "backend_args"))
+        return value
 
     @property
     def id(self) -> str:

@@ -51,7 +51,8 @@ def to_argv(arguments: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, list | tuple):
             argv += [option, *(to_word(item) for item in value)]
         else:
-            argv += [option, to_word(value)]
+            word = to_word(value)  # one that looks like an option must not be taken for one
+            argv += [f"{option}={word}"] if word.startswith("-") else [option, word]
     return argv
 
 

@@ -58,8 +58,9 @@ class WorkerProcess:
 
     async def stop(self, timeout_s: float) -> None:
         """SIGTERM to the worker alone, which ends its engine in order; after ``timeout_s`` SIGKILL to the group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+        if not self.exited:  # else the number may be another process's by now
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._exited.wait()

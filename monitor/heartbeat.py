@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticSerializationError
 
 from config.args import WorkerArguments
 from config.settings import Name, Port, WorkerId
@@ -25,7 +26,7 @@ class Heartbeat(BaseModel):
     Only the first five are required, so that any OpenAI server can be made a worker by one POST every few seconds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), allow_inf_nan=False)
 
     worker_id: WorkerId
     model_name: Name
@@ -52,10 +53,19 @@ class Heartbeat(BaseModel):
     heartbeat_interval: Annotated[float, Field(ge=0.1, le=86400)] = 30.0
     log_streaming: bool = False
 
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> Self:
+        # One worker's half a surrogate pair must not break the list of all workers.
+        try:
+            self.model_dump_json()
+        except PydanticSerializationError:
+            raise ValueError("a field holds what JSON cannot: send Unicode text, numbers, lists and objects") from None
+        return self
+
     @property
     def names(self) -> tuple[str, ...]:
         """All names under which clients may ask for this worker's model."""
-        return (self.model_name, *self.aliases)
+        return tuple(dict.fromkeys((self.model_name, *self.aliases)))
 
 
 class HeartbeatSender:
@@ -103,12 +113,12 @@ class HeartbeatSender:
                 continue
 
     async def beat(self) -> bool:
-        """One beat now. Whether it arrived and was accepted; never raises for the network's sake."""
-        content = self._make_beat().model_dump_json()
+        """One beat now. Whether it arrived and was accepted; a beat that cannot be made is told like one refused."""
         headers = {"content-type": "application/json", **self._headers}
         try:
+            content = self._make_beat().model_dump_json()
             answer = await self._client.post(self._url, content=content, headers=headers, timeout=BEAT_TIMEOUT_S)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError) as error:
             self._complain(f"{type(error).__name__}: {error}")
             return False
         if answer.status_code != 200:

@@ -19,7 +19,8 @@ class LogResponse(EventSourceResponse):
         given = last_event_id or ""
         self._buffer = buffer
         self._on_end = on_end
-        self._reader = buffer.open_reader(int(given) if given.isascii() and given.isdigit() else 0)
+        is_number = given.isascii() and given.isdigit() and len(given) < 20
+        self._reader = buffer.open_reader(int(given) if is_number else 0)
         super().__init__(events(self._reader), ping=PING_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -42,9 +43,9 @@ class LogLine:
 class Reader:
     """One reader of a buffer: a bounded queue of lines, and a count of those that did not fit."""
 
-    def __init__(self, lines: list[LogLine]) -> None:
+    def __init__(self, lines: list[LogLine], lost: int = 0) -> None:
         self._lines = deque(lines)
-        self._lost = 0
+        self._lost = lost
         self._more = asyncio.Event()
         self._ended = False
         if lines:
@@ -69,7 +70,7 @@ class Reader:
                 if self._lost:
                     lost, self._lost = self._lost, 0
                     first = self._lines[0]
-                    text = f"[{lost} lines lost: this reader was too slow]"
+                    text = f"[{lost} lines lost: this reader was too slow, or away]"
                     yield LogLine(first.id - 1, first.time, "warning", text)
                 yield self._lines.popleft()
             if self._ended:
@@ -79,10 +80,11 @@ class Reader:
 class LogBuffer:
     """The last lines of one worker, and its live readers. Writers never wait. To be used from one event loop."""
 
-    def __init__(self, history: int = HISTORY_LINES) -> None:
+    def __init__(self, history: int = HISTORY_LINES, first_id: int | None = None) -> None:
+        """Ids begin with the time in milliseconds: those of a buffer before a restart are not among this one's."""
         self._history: deque[LogLine] = deque(maxlen=history)
         self._readers: set[Reader] = set()
-        self._next_id = 1
+        self._first_id = self._next_id = int(time.time() * 1000) if first_id is None else first_id
         self._closed = False
 
     def append(self, text: str, level: str, at: float | None = None) -> LogLine:
@@ -94,16 +96,17 @@ class LogBuffer:
         return line
 
     def tail(self, count: int) -> list[LogLine]:
-        return list(self._history)[-count:]
+        return list(self._history)[max(0, len(self._history) - count) :]
 
     def open_reader(self, after: int = 0) -> Reader:
         """A reader of all after line ``after`` (0: the whole history), then live. Close it with ``close_reader``.
 
-        An ``after`` beyond the newest line comes from another life of the buffer: the reader gets the whole history.
+        An ``after`` that is no line of this buffer comes from another life of it: the reader gets the whole history.
         """
-        if after >= self._next_id:
+        if not self._first_id <= after < self._next_id:
             after = 0
-        reader = Reader([line for line in self._history if line.id > after])
+        lines = [line for line in self._history if line.id > after]
+        reader = Reader(lines, lost=lines[0].id - after - 1 if after and lines else 0)
         self._readers.add(reader)
         if self._closed:
             reader.end()
@@ -136,7 +139,7 @@ class LogFollower:
             before = self._last_id
             try:
                 await self._follow()
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 logger.debug("stream_ended", url=self._url, error=f"{type(error).__name__}: {error}")
             failures = 0 if self._last_id != before else failures + 1
             await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
@@ -155,6 +158,10 @@ class LogFollower:
                     self._take(event)
 
     def _take(self, event: Event) -> None:
-        line = json.loads(event.data)
-        self._buffer.append(str(line["text"]), str(line["level"]), float(line["time"]))
+        try:
+            line = json.loads(event.data)
+            text, level, at = str(line["text"]), str(line["level"]), float(line["time"])
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+            text, level, at = event.data, "info", math.nan  # not of an iChat worker: its words are kept as they are
+        self._buffer.append(text, level, at if math.isfinite(at) else None)
         self._last_id = event.id

@@ -59,7 +59,7 @@ class Prober:
             self._report(worker, f"{host}:{port} refused the connection: its process is gone")
         except TimeoutError:
             self._report(worker, f"{host}:{port} did not accept a connection within {CONNECT_TIMEOUT_S:g} s")
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no possible host name
             self._report(worker, f"{host}:{port} cannot be connected to: {error}")
         else:
             if worker.unreachable:

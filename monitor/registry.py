@@ -114,6 +114,8 @@ class WorkerRegistry:
             self._drop_predecessors(beat)
             return self._store(Worker(beat, registered_at=now, last_beat=now))
         self._refuse_double_id(old, beat, now)
+        if (old.beat.host, old.beat.port) != (beat.host, beat.port):
+            self._drop_predecessors(beat)
         # A restarted process is reachable until shown otherwise; the same one has to be reached before it is believed.
         unreachable = "" if is_new_incarnation(old.beat, beat) else old.unreachable
         return self._store(

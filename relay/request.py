@@ -40,7 +40,11 @@ def parse_fields(body: bytes) -> RequestFields:
     try:
         fields = _decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the body has a field of the wrong type: {error}", param=_param_of(str(error))) from error
+        param = _param_of(str(error))
+        what = "the body has a field of the wrong type" if param else "the body must be a JSON object"
+        raise BadRequest(f"{what}: {error}", param=param) from error
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(fields.model, str) or not fields.model:

@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +15,18 @@ import httpx
 import psutil
 import yaml
 
+from utils.common import port_is_free
+
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.02
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port to listen on later: below those that the system gives to outgoing connections meanwhile."""
+    while True:
+        port = random.randint(15000, 32000)
+        if port_is_free("127.0.0.1", port):
+            return port
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
@@ -103,10 +107,16 @@ class GatewayClient:
         return str(worker["status"]) if worker else ""
 
     def wait_for(self, model: str, status: str = "healthy", timeout_s: float = 15.0) -> dict[str, Any]:
-        wait_until(lambda: self.status(model) == status, f"{model} {status}", timeout_s)
-        found = self.worker(model)
-        assert found is not None
-        return found
+
+        def found() -> dict[str, Any] | None:
+            worker = self.worker(model)
+            return worker if worker and worker["status"] == status else None
+
+        try:
+            result: dict[str, Any] = wait_until(found, f"{model} {status}", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.worker(model)}") from None
+        return result
 
     def chat(self, model: str, **more: Any) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json=chat_body(model, **more))

@@ -151,7 +151,7 @@ async def test_other_routes_go_to_the_app() -> None:
     [
         (b"", "not valid JSON", None),
         (b"{", "not valid JSON", None),
-        (b"[1]", "wrong type", None),
+        (b"[1]", "must be a JSON object", None),
         (b"\xff\xfe", "not valid JSON", None),
         (b"{}", "model is missing", "model"),
         (b'{"model": ""}', "model is missing", "model"),

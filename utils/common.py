@@ -8,6 +8,10 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
+from utils.logger import EventLogger
+
+logger = EventLogger("tasks")
+
 
 def package_version(*names: str) -> str:
     """The version of the first of these distributions that is installed, else ``unknown``."""
@@ -78,8 +82,13 @@ class Tasks:
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
         return task
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("task_crashed", task=task.get_name(), exc_info=error)
 
     async def cancel(self) -> None:
         tasks = list(self._tasks)

@@ -39,7 +39,8 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         room = record.name.removeprefix(f"{ROOT}.")
-        parts = [f"{stamp}.{int(record.msecs):03d}Z", record.levelname, room, record.getMessage()]
+        message = " ".join(record.getMessage().split())  # uvicorn's hold line ends
+        parts = [f"{stamp}.{int(record.msecs):03d}Z", record.levelname, room, message]
         values: dict[str, Any] = getattr(record, "values", {})
         parts.extend(f"{key}={quote(value)}" for key, value in values.items())
         if record.exc_info:
@@ -52,7 +53,8 @@ def quote(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     if text and all(char.isprintable() and char not in ' "=' for char in text):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    has_more_line_ends = any(not char.isprintable() and char > "~" for char in text)
+    return json.dumps(text, ensure_ascii=has_more_line_ends)
 
 
 def setup_logging(level: str = "info", stream: TextIO | None = None) -> None:

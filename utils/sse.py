@@ -43,6 +43,8 @@ class SSEParser:
         events = []
         for line in lines:
             self._size += len(line)
+            if self._size > MAX_EVENT_BYTES:
+                break
             if line:
                 self._read_field(line.decode("utf-8", "replace"))
             elif (event := self._end_event()) is not None:

@@ -126,7 +126,10 @@ class WorkerApp:
             if not hmac.compare_digest(given.encode(), self._arguments.token.encode()):
                 raise Forbidden("this route is for the gateway: send its worker token as 'Authorization: Bearer TOKEN'")
         elif not is_loopback(request.client.host if request.client else ""):
-            raise Forbidden("this route is for callers of this machine: set ICHAT_WORKER_TOKEN here and at the gateway")
+            raise Forbidden(
+                "this route is for callers of this machine: "
+                "set ICHAT_WORKER_TOKEN here, and server_settings.worker_token at the gateway"
+            )
 
     def _turn_away(self) -> Response:
         state, reason = self._status.state, self._status.reason

@@ -9,7 +9,7 @@ from typing import Final
 
 from monitor.logs import LogBuffer
 
-ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
+ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
 LEVEL: Final = re.compile(r"\b(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b")
 LEVELS: Final = {"WARN": "warning", "CRITICAL": "error", "FATAL": "error"}
 LEVEL_WITHIN: Final = 80
@@ -50,8 +50,13 @@ class OutputCapture:
                 lines.append(self._rest)
                 self._rest = b""
             if lines:
-                with contextlib.suppress(RuntimeError):  # the loop has ended; the console has the lines
-                    self._loop.call_soon_threadsafe(self._append, lines)
+                self._pass_on(lines)
+        if self._rest:
+            self._pass_on([self._rest])
+
+    def _pass_on(self, lines: list[bytes]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended; the console has the lines
+            self._loop.call_soon_threadsafe(self._append, lines)
 
     def _append(self, lines: list[bytes]) -> None:
         for raw in lines:

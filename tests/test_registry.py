@@ -1,0 +1,251 @@
+"""Who is alive: what workers say, what the gateway finds out, and what may be routed to."""
+
+from typing import Any
+
+import pytest
+
+from config.states import WorkerState
+from monitor.heartbeat import Heartbeat
+from monitor.registry import Replica, UnknownWorker, Worker, WorkerIdConflict, WorkerRegistry
+
+READY, LOADING, UNHEALTHY, FAILED = (
+    WorkerState.READY, WorkerState.LOADING, WorkerState.UNHEALTHY, WorkerState.FAILED,
+)  # fmt: skip
+
+
+def beat(worker_id: str = "w", **more: Any) -> Heartbeat:
+    facts = {"worker_id": worker_id, "model_name": "m", "backend": "fake", "host": "h", "port": 1, "pid": 1}
+    return Heartbeat.model_validate({**facts, "heartbeat_interval": 10, **more})
+
+
+@pytest.fixture
+def registry() -> WorkerRegistry:
+    return WorkerRegistry(forget_after_s=300)
+
+
+def state(registry: WorkerRegistry, worker_id: str = "w") -> WorkerState:
+    return registry.worker(worker_id).state
+
+
+# -- beats ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_beat_registers_and_routes(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(aliases=["n"]), 0)
+    assert registry.route("m") == registry.route("n") == (Replica("w", "h", 1),)
+    assert registry.models() == ["m", "n"]
+    assert registry.is_ready()
+
+
+def test_an_unknown_model_and_one_without_a_ready_replica_are_told_apart(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(state="loading"), 0)
+    assert registry.route("m") == ()
+    assert registry.route("unknown") is None
+    assert not registry.is_ready()
+
+
+@pytest.mark.parametrize("said", [each for each in WorkerState if each is not READY])
+def test_only_a_ready_worker_is_routed_to(registry: WorkerRegistry, said: WorkerState) -> None:
+    registry.upsert(beat(), 0)
+    registry.upsert(beat(state=said, reason="because"), 1)
+    assert registry.route("m") == ()
+    assert (state(registry), registry.worker("w").reason) == (said, "because")
+
+
+def test_a_worker_that_takes_another_model_leaves_the_first(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(), 0)
+    registry.upsert(beat(model_name="n"), 1)
+    assert registry.models() == ["n"]
+
+
+def test_replicas_of_a_model_are_routed_to_together(registry: WorkerRegistry) -> None:
+    registry.upsert(beat("a", port=1), 0)
+    registry.upsert(beat("b", port=2), 0)
+    assert registry.route("m") == (Replica("a", "h", 1), Replica("b", "h", 2))
+
+
+# -- ids and addresses ---------------------------------------------------------------------------------------------
+
+
+def test_the_id_of_a_living_worker_cannot_be_taken(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(), 0)
+    with pytest.raises(WorkerIdConflict, match="h:1"):
+        registry.upsert(beat(host="other"), 29)
+    assert registry.route("m") == (Replica("w", "h", 1),)
+
+
+@pytest.mark.parametrize("end", ["overdue", "unreachable", "stopping", "failed", "announced"])
+def test_a_worker_that_came_back_elsewhere_keeps_its_id(registry: WorkerRegistry, end: str) -> None:
+    if end == "announced":
+        registry.announce(beat(), 0)
+    else:
+        registry.upsert(beat(state=end if end in ("stopping", "failed") else "ready"), 0)
+    if end == "unreachable":
+        registry.mark_unreachable("w", "refused")
+    registry.upsert(beat(host="other", pid=2), 31 if end == "overdue" else 1)
+    assert registry.route("m") == (Replica("w", "other", 1),)
+
+
+def test_who_answers_at_an_address_now_is_the_one_worker_there(registry: WorkerRegistry) -> None:
+    registry.upsert(beat("old"), 0)
+    registry.upsert(beat("new"), 1)
+    assert [worker.id for worker in registry.workers()] == ["new"]
+
+
+def test_a_worker_that_moves_to_anothers_address_takes_its_place(registry: WorkerRegistry) -> None:
+    registry.upsert(beat("old", port=2), 0)
+    registry.upsert(beat("mover", port=1, state="stopping"), 0)
+    registry.upsert(beat("mover", port=2, model_name="n"), 1)
+    assert [worker.id for worker in registry.workers()] == ["mover"]
+    assert registry.route("m") is None
+
+
+def test_a_managed_worker_is_not_pushed_out_by_a_stranger(registry: WorkerRegistry) -> None:
+    registry.announce(beat("managed"), 0)
+    registry.upsert(beat("stranger"), 1)
+    assert {worker.id for worker in registry.workers()} == {"managed", "stranger"}
+
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("now", "expected"), [(30, READY), (30.1, UNHEALTHY)])
+def test_three_missed_beats_make_a_worker_unhealthy(
+    registry: WorkerRegistry, now: float, expected: WorkerState
+) -> None:
+    registry.upsert(beat(), 0)
+    registry.expire(now)
+    assert state(registry) is expected
+    assert bool(registry.route("m")) is (expected is READY)
+
+
+def test_a_late_beat_makes_it_healthy_again(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(), 0)
+    registry.expire(100)
+    assert "no heartbeat" in registry.worker("w").reason
+    registry.upsert(beat(), 101)
+    assert (state(registry), registry.worker("w").reason) == (READY, "")
+
+
+def test_a_foreign_worker_that_is_gone_for_long_is_forgotten(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(), 0)
+    for now in (100, 300):
+        registry.expire(now)
+        assert state(registry) is UNHEALTHY
+    registry.expire(301)
+    assert registry.workers() == []
+    assert registry.route("m") is None
+
+
+@pytest.mark.parametrize("last", ["stopping", "failed", "sleeping"])
+def test_what_a_worker_said_last_stays_until_it_is_forgotten(registry: WorkerRegistry, last: str) -> None:
+    registry.upsert(beat(state=last), 0)
+    registry.expire(299)
+    assert state(registry).value == (last if last != "sleeping" else "unhealthy")
+    registry.expire(301)
+    assert registry.workers() == []
+
+
+def test_a_slow_beater_is_not_forgotten_between_two_beats(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(state="loading", heartbeat_interval=3600), 0)
+    registry.expire(3600)
+    assert state(registry) is LOADING
+
+
+def test_a_managed_worker_is_never_forgotten(registry: WorkerRegistry) -> None:
+    registry.announce(beat(), 0)
+    registry.upsert(beat(), 1)
+    registry.expire(10**6)
+    assert state(registry) is UNHEALTHY
+
+
+def test_a_worker_that_is_being_started_is_not_overdue(registry: WorkerRegistry) -> None:
+    registry.announce(beat(), 0)
+    registry.expire(10**6)
+    assert state(registry) is WorkerState.STARTING
+
+
+# -- what the gateway knows better ---------------------------------------------------------------------------------
+
+
+def test_a_verdict_stands_until_the_next_beat(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(), 0)
+    registry.judge("w", FAILED, "its process ended")
+    assert (state(registry), registry.worker("w").reason) == (FAILED, "its process ended")
+    assert registry.route("m") == ()
+    registry.upsert(beat(), 1)
+    assert state(registry) is READY
+
+
+def test_a_refused_connection_counts_until_one_succeeds(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(), 0)
+    registry.mark_unreachable("w", "refused")
+    assert (state(registry), registry.worker("w").reason) == (UNHEALTHY, "refused")
+    registry.upsert(beat(), 1)
+    assert state(registry) is UNHEALTHY  # it beats, and nobody can reach it
+    registry.mark_reachable("w")
+    assert registry.route("m") == (Replica("w", "h", 1),)
+
+
+@pytest.mark.parametrize("change", [{"pid": 2}, {"started_at": 5.0}])
+def test_a_new_process_is_reachable_until_shown_otherwise(registry: WorkerRegistry, change: dict[str, Any]) -> None:
+    registry.upsert(beat(), 0)
+    registry.mark_unreachable("w", "refused")
+    registry.upsert(beat(**change), 1)
+    assert state(registry) is READY
+
+
+def test_a_worker_that_has_ended_is_not_called_unhealthy(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(state="failed", reason="out of memory"), 0)
+    registry.mark_unreachable("w", "refused")
+    assert (state(registry), registry.worker("w").reason) == (FAILED, "out of memory")
+
+
+def test_news_of_an_unknown_worker_changes_nothing(registry: WorkerRegistry) -> None:
+    registry.judge("w", FAILED, "x")
+    registry.mark_unreachable("w", "x")
+    registry.mark_reachable("w")
+    registry.adopt("w")
+    registry.forget("w")
+    assert registry.workers() == []
+    with pytest.raises(UnknownWorker):
+        registry.worker("w")
+
+
+# -- managed workers -----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_seen_starting_before_it_beats(registry: WorkerRegistry) -> None:
+    registry.announce(beat(), 0)
+    assert (state(registry), registry.worker("w").managed) == (WorkerState.STARTING, True)
+    assert registry.route("m") == ()
+
+
+def test_restarts_are_counted_and_beats_keep_the_count(registry: WorkerRegistry) -> None:
+    for _ in range(3):
+        registry.announce(beat(), 0)
+        registry.upsert(beat(), 1)
+    assert registry.worker("w").restarts == 2
+    assert registry.worker("w").managed
+
+
+def test_an_adopted_worker_stays_as_it_is_but_managed(registry: WorkerRegistry) -> None:
+    registry.upsert(beat(), 0)
+    registry.adopt("w")
+    assert (state(registry), registry.worker("w").managed) == (READY, True)
+
+
+# -- listeners -----------------------------------------------------------------------------------------------------
+
+
+def test_listeners_hear_of_every_change_with_before_and_after(registry: WorkerRegistry) -> None:
+    heard: list[tuple[str, WorkerState | None, WorkerState | None]] = []
+
+    def listen(worker_id: str, old: Worker | None, new: Worker | None) -> None:
+        heard.append((worker_id, old.state if old else None, new.state if new else None))
+
+    registry.subscribe(listen)
+    registry.upsert(beat(), 0)
+    registry.mark_unreachable("w", "refused")
+    registry.forget("w")
+    assert heard == [("w", None, READY), ("w", READY, UNHEALTHY), ("w", UNHEALTHY, None)]
