@@ -20,7 +20,6 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from api.app import create_app
-from api.envelope import RequestIdHeader
 from config.load import load_settings
 from config.settings import GatewaySettings
 from fleet.fleet import Fleet, FleetSettings
@@ -59,7 +58,13 @@ class Gateway:
         metrics = CollectorRegistry()
         app = create_app(self.registry, access, self._logs, metrics, lambda: self._relay.in_flight)
         self._relay = Relay(
-            RequestIdHeader(app), self.registry, self._upstream, access, RelayMetrics(metrics), own, rng
+            app,
+            self.registry,
+            self._upstream,
+            access,
+            RelayMetrics(metrics),
+            own,
+            rng,
         )
         metrics.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))
         self._fleet = Fleet(

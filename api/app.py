@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from api import admin, logs, openai, system, workers
-from api.envelope import install_error_envelope
+from api.envelope import RequestIdHeader, install_error_envelope
 from monitor.log_collector import LogCollector
 from monitor.registry import WorkerRegistry
 from relay.access import Access
@@ -22,6 +23,9 @@ def create_app(
 ) -> FastAPI:
     app = FastAPI(title="iChat", version=package_version("ichat"))
     install_error_envelope(app)
+    app.add_middleware(RequestIdHeader)
+    # A proxy on this machine must not make its clients "this machine's own callers". The relay looks at no addresses.
+    app.add_middleware(ProxyHeadersMiddleware)
     app.include_router(openai.routes(registry, access))
     app.include_router(workers.routes(registry, access))
     app.include_router(admin.routes(registry, access, in_flight))

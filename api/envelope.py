@@ -4,9 +4,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.headers import request_id
-from relay.request import ASGIApp, Receive, Scope, Send
 from utils.errors import BY_STATUS, ApiError, BadRequest, InternalError
 from utils.logger import EventLogger
 
@@ -76,7 +76,7 @@ class RequestIdHeader:
             return
         header = (b"x-request-id", request_id(dict(scope["headers"])))
 
-        async def send_with_id(message: Scope) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), header]
             await send(message)

@@ -116,6 +116,10 @@ class BaseBackend(ABC):
             return [("/v1/embeddings", {"model": model, "input": "Hello"})]
         return []
 
+    def warmup_headers(self) -> dict[str, str]:
+        """What the engine's own app asks of every caller, such as a key."""
+        return {}
+
     # -- the life --------------------------------------------------------------------------------------------------
 
     def request_stop(self) -> None:
@@ -128,10 +132,13 @@ class BaseBackend(ABC):
             self._sock = self._setup_server()
             await self._run_server_worker(self._sock)
         except Exception as error:
-            self.status.set(WorkerState.FAILED, str(error) or type(error).__name__)
+            self._fail(error)
             raise
         finally:
             await self.cleanup()
+
+    def _fail(self, error: Exception) -> None:
+        self.status.set(WorkerState.FAILED, str(error) or type(error).__name__)
 
     def _setup_server(self) -> socket.socket:
         host, port = self.arguments.host, self.arguments.port
@@ -174,18 +181,24 @@ class BaseBackend(ABC):
         await self._server.run_until_stopped()
 
     async def _live(self) -> None:
-        app = await self.create_engine()
-        self._doors.attach(app)
-        await self._wait_and_warmup(app)
-        self.status.set(WorkerState.READY)
-        await self._health_check_monitor()
+        try:
+            app = await self.create_engine()
+            self._doors.attach(app)
+            await self._wait_and_warmup(app)
+            self.status.set(WorkerState.READY)
+            await self._health_check_monitor()
+        except Exception as error:
+            self._fail(error)  # at once: the doors stay open for a moment, and must not say "ready"
+            raise
 
     async def _wait_and_warmup(self, app: ASGIApp) -> None:
         """One small request through the engine's own route, so that no user pays for what a first request costs."""
         if not self.arguments.warmup:
             return
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://warmup") as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://warmup", headers=self.warmup_headers()
+        ) as client:
             for path, body in self.warmup_requests():
                 try:
                     async with asyncio.timeout(self.warmup_timeout_s):

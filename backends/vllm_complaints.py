@@ -12,7 +12,7 @@ from utils.logger import EventLogger
 
 MAX_MESSAGE: Final = 400
 
-SPECULATIVE: Final = "write --speculative-config '{\"model\": ..., \"num_speculative_tokens\": ...}'"
+SPECULATIVE: Final = 'write --speculative-config \'{"model": ..., "num_speculative_tokens": ...}\''
 FROM_MODEL: Final = "vLLM reads it from the model"
 ALWAYS: Final = "leave it out: it is the only way now"
 NO_MORE: Final = "leave it out: vLLM has nothing like it any more"
@@ -21,7 +21,7 @@ GONE: Final = {
     "disable-frontend-multiprocessing": ALWAYS,
     "disable-log-requests": "leave it out: requests are logged only with --enable-log-requests",
     "enable-prompt-adapter": NO_MORE,
-    "guided-decoding-backend": 'write --structured-outputs-config \'{"backend": ...}\'',
+    "guided-decoding-backend": "write --structured-outputs-config '{\"backend\": ...}'",
     "image-feature-size": FROM_MODEL,
     "image-input-shape": FROM_MODEL,
     "image-input-type": FROM_MODEL,
@@ -116,7 +116,8 @@ def complaints_as_config_errors(engine_name: str) -> Iterator[None]:
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, ImportError, OSError) as error:
         kind = EngineDied if is_network_trouble(error) else ConfigError
-        raise kind(f"{engine_name}: {one_sentence(str(error))}") from error
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        raise kind(f"{engine_name}: {one_sentence(text or type(error).__name__)}") from error
     except Exception as error:
         logger.error("engine_config_failed", exc_info=error)
         raise EngineDied(f"{engine_name}: {one_sentence(f'{type(error).__name__}: {error}')}") from error
@@ -137,7 +138,7 @@ def explain_failed_start(error: Exception) -> str:
     if ": -9}" in text:
         return "vLLM's engine process was killed while loading, as the system does when memory runs out"
     if "Engine core initialization failed" in text:
-        return "vLLM's engine did not start: the reason is in the log, above its last traceback"
+        return "vLLM's engine did not start: the reason is in the log"
     logger.error("engine_start_failed", exc_info=error)
     return f"vLLM's engine did not start: {text}"
 

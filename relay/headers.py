@@ -1,6 +1,6 @@
 """Which headers cross the gateway, and the bytes of a request's head towards a worker."""
 
-import uuid
+import os
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -36,7 +36,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     given = headers.get(b"x-request-id", b"")
     if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable():
         return given
-    return b"req-" + uuid.uuid4().hex.encode()
+    return b"req-" + os.urandom(16).hex().encode()
 
 
 def request_head(

@@ -11,6 +11,7 @@ from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
 from relay import policy
 from relay.access import Access
+from relay.disconnect import DisconnectWatch
 from relay.headers import Header, answer_headers, request_head, request_id
 from relay.request import (
     ASGIApp,
@@ -128,7 +129,12 @@ class Relay:
         fields = parse_fields(body)
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._flights[flight] = task
-        watcher = asyncio.create_task(watch_for_disconnect(flight, receive, task))
+
+        def leave() -> None:
+            flight.gone = True
+            task.cancel()
+
+        watch = DisconnectWatch(receive, leave)
         try:
             await self._forward(flight, scope, body, fields, send)
         except asyncio.CancelledError:
@@ -138,7 +144,7 @@ class Relay:
                 await self._answer_cut(flight, send)
         finally:
             del self._flights[flight]
-            watcher.cancel()
+            watch.stop()
 
     async def _answer_cut(self, flight: Flight, send: Send) -> None:
         error = NoReplicaReady("the gateway is stopping: try again", retry_after_s=RETRY_AFTER_S)
@@ -253,14 +259,6 @@ class Relay:
         logger.error("answer_cut", request_id=flight.id.decode(), worker_id=flight.worker, error=error.message)
         if flight.is_event_stream:
             await send({"type": "http.response.body", "body": b"data: %b\n\n" % error.body()})
-
-
-async def watch_for_disconnect(flight: Flight, receive: Receive, task: "asyncio.Task[None]") -> None:
-    """Cancels the request's task when the client goes away, which cancels the request at the worker."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    flight.gone = True
-    task.cancel()
 
 
 def is_turned_away(exchange: Exchange) -> str:

@@ -339,3 +339,9 @@ def test_wrong_worker_arguments_are_a_clear_error_and_code_2(tmp_path: Path, arg
         assert program.wait() == 2
     assert words in program.output()
     assert "Traceback" not in program.output()
+
+
+def test_a_proxy_on_this_machine_opens_no_admin_door(shared: GatewayClient) -> None:
+    forwarded = {"x-forwarded-for": "203.0.113.9"}
+    assert shared.http.get("/v1/admin/workers", headers=forwarded).status_code == 403
+    assert shared.http.get("/v1/models", headers=forwarded).status_code == 200

@@ -42,10 +42,14 @@ def test_fields_and_lines_are_read_as_the_standard_says(sent: bytes, events: lis
     assert parse(sent) == events
 
 
+def test_a_line_end_may_come_in_two_parts_with_nothing_between() -> None:
+    assert parse(b"data: one\r", b"", b"\ndata: two\n\n") == [Event("one\ntwo")]
+
+
 @st.composite
 def streams_in_pieces(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
     """A stream with all three line ends, and the same cut anywhere."""
-    fields = st.sampled_from(["data: a", "data: 你", "data", "id: 3", "id", "event: log", ": c", "", ""])
+    fields = st.sampled_from(["data: a", "data: 你", "data", "id: 3", "id", "event: log", ": c", "\ufeffdata: b", "", ""])
     lines = draw(st.lists(st.tuples(fields, st.sampled_from(["\n", "\r", "\r\n"])), max_size=25))
     mark = draw(st.sampled_from([b"", b"\xef\xbb\xbf"]))
     sent = mark + "".join(field + end for field, end in lines).encode()

@@ -12,6 +12,14 @@ PARSER_MODULES = (
 
 
 def main() -> int:
+    try:
+        return check()
+    except ImportError as error:
+        print(f"error: vLLM cannot be imported: {error}")
+        return 1
+
+
+def check() -> int:
     import vllm
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

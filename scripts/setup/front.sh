@@ -1,31 +1,26 @@
 # Sourced by the scripts beside this folder: finds a Python for them. Needs nothing but a POSIX shell.
 # shellcheck shell=sh
 
-suits() {
+python_of() {
     command -v "$1" >/dev/null 2>&1 &&
-        "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
+        "$1" -c 'import sys; print(sys.executable); sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
 }
 
 # The oldest first: constraints.txt was made and tried with it.
+python=
 for candidate in python3.11 python3.12 python3.13 python3.14 python3; do
-    if suits "$candidate"; then
-        python=$candidate
+    # Its real path: where python3.11 is a version switcher's script, that one is slow, and is asked only once.
+    if python=$(python_of "$candidate"); then
         break
     fi
+    python=
 done
 
-if [ -z "${python:-}" ]; then
+if [ -z "$python" ]; then
     printf '%s\n' \
         "iChat needs Python 3.11, 3.12, 3.13 or 3.14, and finds none of them here." \
         "Install one and run this again. On Debian and Ubuntu:  apt install python3 python3-venv" \
         "If yours is not called python3 or python3.NN, put it on PATH under such a name." >&2
-    exit 1
-fi
-
-if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    printf '%s\n' \
-        "$python is here, but cannot make virtual environments: its modules venv and ensurepip are missing." \
-        "Install them and run this again. On Debian and Ubuntu:  apt install $python-venv" >&2
     exit 1
 fi
 

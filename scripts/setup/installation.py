@@ -128,7 +128,7 @@ def names_of(jobs: Sequence[Job]) -> str:
 
 
 def quote(job: Job) -> str:
-    lines = "\n".join(f"  {line[:400]}" for line in last_lines(job.said()))
+    lines = "\n".join(f"  {line[:200]}" for line in last_lines(job.said()))
     return f"Its last words:\n{lines}\nAll it said: {job.log}"
 
 

@@ -32,12 +32,12 @@ def pip_trouble(said: str) -> str:
     """Why pip failed and what to do, in one or two sentences."""
     if "No space left on device" in said:
         return "The disk is full. Make room and run this again: what is already there is kept."
-    if _NETWORK.search(said):
+    missing = _NOT_FOUND.search(said)
+    if _NETWORK.search(said) and (missing is None or "(from versions: none)" in said):
         return (
             "pip could not reach the package index. Look at the network, the proxy and pip's own settings "
             "(pip config list), and run this again: it goes on where it stopped."
         )
-    missing = _NOT_FOUND.search(said)
     if missing and missing[1].endswith("+cpu"):
         return (
             f"{missing[1]} is not on the package index that pip asks: PyTorch keeps its builds for CPUs on an index of "

@@ -125,7 +125,9 @@ def progress(answer: Answer) -> str:
 def failure(workers: list[WorkerState], log_dir: str) -> str:
     reasons = "\n".join(f"{worker.model_name} could not be started: {worker.reason}" for worker in workers)
     logs = " ".join(f"{log_dir}/{worker.worker_id}.log" for worker in workers)
-    advice = "Correct config.yaml (config.yaml.example explains every key), or remove it to begin afresh; run this again."
+    advice = (
+        "Correct config.yaml (config.yaml.example explains every key), or remove it to begin afresh; run this again."
+    )
     return f"{reasons}\nAll it said: {logs}\n{advice}"
 
 

@@ -1,0 +1,64 @@
+"""What becomes of a worker whose engine is killed, and of an engine whose worker is."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.engine.support import EngineWorker, long_story, vllm_worker
+from tests.support import wait_until
+
+pytestmark = pytest.mark.engine
+KEY = "sk-of-this-engine"
+
+
+class Reader(threading.Thread):
+    """Reads a long stream to its end, whatever the end is."""
+
+    def __init__(self, worker: EngineWorker) -> None:
+        super().__init__(name="reader")
+        self._worker = worker
+        self.lines: list[str] = []
+        self.error: httpx.HTTPError | None = None
+
+    def run(self) -> None:
+        body = long_story(stream=True)
+        try:
+            with self._worker.http.stream("POST", "/v1/completions", json=body) as answer:
+                self.lines.extend(line for line in answer.iter_lines() if line)
+        except httpx.HTTPError as error:
+            self.error = error
+
+
+def test_a_killed_engine_ends_its_worker(tmp_path: Path, model_folder: Path) -> None:
+    with vllm_worker(tmp_path, model_folder, key=KEY) as worker:
+        assert httpx.get(f"{worker.http.base_url}v1/models", trust_env=False).status_code == 401
+        reader = Reader(worker)
+        reader.start()
+        wait_until(worker.running_requests, "request running", 120)
+        engine = worker.engine_processes()
+        assert engine
+        killed_at = time.monotonic()
+        engine[0].kill()
+        wait_until(lambda: not worker.is_answering(), "no health any more", 5)
+        assert time.monotonic() - killed_at < 2
+        assert worker.program.wait(60) == 1
+        reader.join(10)
+        # vLLM ends a stream that it cannot go on with in an error, and then as if all were well.
+        assert reader.error is not None or any('"error"' in line for line in reader.lines[-2:])
+        worker.wait_gone([process.pid for process in engine])
+        log = worker.program.output()
+        assert "now=failed" in log
+        assert "killed by signal 9" in log.splitlines()[-1]
+        assert KEY not in log
+
+
+def test_a_killed_worker_takes_its_engine_along(tmp_path: Path, model_folder: Path) -> None:
+    with vllm_worker(tmp_path, model_folder) as worker:
+        pids = [process.pid for process in worker.engine_processes()]
+        assert pids
+        worker.program.signal(signal.SIGKILL)
+        worker.wait_gone(pids)
