@@ -2,12 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
@@ -45,7 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     try:
-        values = yaml.safe_load(text)
+        values = UniqueKeyLoader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {yaml_trouble(error)}") from None
     if values is None:
@@ -53,6 +54,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys such as server_settings:, but it holds a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's own loader takes the last of two equal keys and says nothing: a whole section would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(None, None, f"the key {key.value} is there twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 def yaml_trouble(error: yaml.YAMLError) -> str:

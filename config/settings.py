@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from config.args import NAME, WORKER_ID, default_worker_id, is_header_word
+from config.args import HOST, NAME, WORKER_ID, default_worker_id, is_header_word
 from config.unified import UNIFIED_ARGUMENTS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -106,7 +106,7 @@ class ManagedWorker(BaseModel):
     model_path: Annotated[str, Field(min_length=1)]
     backend: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "vllm"
     port: Port
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(pattern=HOST)] = "127.0.0.1"
     gpu_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     worker_id: WorkerId | None = None
     aliases: tuple[Name, ...] = ()

@@ -8,7 +8,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticSerializationError
 
-from config.args import WorkerArguments
+from config.args import HOST, WorkerArguments
 from config.settings import Name, Port, WorkerId
 from config.states import WorkerState
 from utils.logger import EventLogger
@@ -31,7 +31,7 @@ class Heartbeat(BaseModel):
     worker_id: WorkerId
     model_name: Name
     backend: Annotated[str, Field(min_length=1, max_length=64)]
-    host: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]
+    host: Annotated[str, Field(min_length=1, max_length=253, pattern=HOST)]
     port: Port
 
     aliases: tuple[Name, ...] = ()

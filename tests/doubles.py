@@ -6,6 +6,11 @@ import logging
 import selectors
 from collections.abc import Iterator
 
+from hypothesis import HealthCheck, settings
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For property tests on machines that have other things to do: what is slow there is not wrong."""
+
 
 class JumpingSelector(selectors.EpollSelector):
     """Where a loop would wait for its next timer with nothing else to do, the time just passes."""

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from config.args import (
@@ -15,6 +15,7 @@ from config.args import (
     default_worker_id,
     parse_worker_arguments,
 )
+from tests.doubles import PATIENT
 from utils.errors import ConfigError
 
 
@@ -191,7 +192,7 @@ OPTIONS = sorted(option for action in create_parser()._actions for option in act
 WORDS = st.sampled_from([*VALUES, *(option for option in OPTIONS if option not in ("-h", "--help"))])
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.lists(st.one_of(WORDS, st.builds("{}={}".format, WORDS, WORDS)), max_size=8))
 def test_no_command_line_ends_in_anything_but_an_answer_or_a_clear_error(argv: list[str]) -> None:
     try:
@@ -215,7 +216,7 @@ def words_of(blocks: Sequence[tuple[bool, list[str]]], engine: bool) -> list[str
     return [word for is_engine, block in blocks if is_engine is engine for word in block]
 
 
-@settings(deadline=None)
+@PATIENT
 @given(BLOCKS)
 def test_the_engines_arguments_are_untouched_and_in_order_wherever_ours_stand(
     blocks: list[tuple[bool, list[str]]],
@@ -226,7 +227,7 @@ def test_the_engines_arguments_are_untouched_and_in_order_wherever_ours_stand(
     assert mixed == apart
 
 
-@settings(deadline=None)
+@PATIENT
 @given(
     st.builds("{}{}".format, st.sampled_from(["-", "--"]), st.text()).filter(
         lambda word: canonical(word.partition("=")[0]) not in OPTIONS

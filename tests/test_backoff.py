@@ -3,10 +3,11 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.backoff import LONGEST_S, next_delay
+from tests.doubles import PATIENT
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (8, 60), (10**9, 60)])
@@ -15,7 +16,7 @@ def test_the_wait_doubles_up_to_a_minute(failures: int, seconds: float) -> None:
     assert all(abs(delay - seconds) <= 0.2 * seconds for delay in delays)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.integers(-5, 10_000), st.randoms(use_true_random=False))
 def test_the_wait_is_never_nothing_and_never_long(failures: int, rng: random.Random) -> None:
     assert 0.5 < next_delay(failures, rng) <= LONGEST_S * 1.2

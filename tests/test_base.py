@@ -7,13 +7,13 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.base import EngineDied, Progress, ProgressWatch
 from backends.status import EngineFacts
 from config.states import WorkerState
-from tests.doubles import JUMPING, logged
+from tests.doubles import JUMPING, PATIENT, logged
 from tests.engine_double import Engine
 from utils.common import bind_socket, port_is_free
 from utils.errors import ConfigError
@@ -281,7 +281,7 @@ async def test_no_process_of_the_engine_outlives_its_worker() -> None:
 # -- progress ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.floats(0.1, 50))))
 def test_only_a_time_with_requests_and_without_a_step_is_a_stall(history: list[tuple[int, int, float]]) -> None:
     watch, now, steps, since = ProgressWatch(), 0.0, 0, 0.0

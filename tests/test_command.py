@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from config.args import TOKEN_VARIABLE, parse_worker_arguments
 from config.settings import ManagedWorker
 from config.unified import UNIFIED_ARGUMENTS, to_argv
 from fleet.command import FINGERPRINT_VARIABLE, ID_VARIABLE, worker_argv, worker_env
+from tests.doubles import PATIENT
 
 TOKEN = "s3cret-of-mine"
 
@@ -34,7 +35,7 @@ def test_a_worker_is_serve_py_run_by_its_engines_python() -> None:
 values = st.integers() | st.booleans() | st.text(min_size=1) | st.lists(st.integers(), min_size=1, max_size=3)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(
     st.dictionaries(st.sampled_from(sorted(UNIFIED_ARGUMENTS)), values, max_size=4),
     st.lists(st.sampled_from(["a", "b/c", "模型"]), unique=True),

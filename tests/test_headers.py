@@ -1,10 +1,11 @@
 """Which headers cross the gateway."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.headers import answer_headers, request_head, request_id
+from tests.doubles import PATIENT
 
 ADDRESS = ("127.0.0.1", 8001)
 
@@ -60,7 +61,7 @@ def test_a_request_id_that_is_not_sane_is_replaced(given_id: bytes) -> None:
     assert first != second
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.binary())
 def test_no_request_id_can_break_a_head(given_id: bytes) -> None:
     found = request_id({b"x-request-id": given_id})

@@ -86,6 +86,11 @@ def test_a_file_of_another_shape_is_told_what_it_must_hold(path: Path, text: str
         (f"server_settings:\n  worker_token: !{SECRET} x\n", "line 2"),
         ("server_settings:\n\tport: 1\n", "line 2"),
         ("a: \x00\n", "#x0000"),
+        (
+            "litellm_settings: {}\nserver_settings: {}\nlitellm_settings: {}\n",
+            "line 3, column 1: the key litellm_settings",
+        ),
+        ("server_settings:\n  port: 1\n  port: 2\n", "line 3, column 3: the key port is there twice"),
     ],
 )
 def test_broken_yaml_is_shown_by_its_place_and_not_by_its_text(path: Path, text: str, line: str) -> None:
@@ -132,6 +137,16 @@ def test_a_wrong_value_is_never_repeated(path: Path, key: str) -> None:
     words = refusal(path, f"server_settings: {{{key}: [{SECRET}]}}")
     assert f"server_settings.{key}" in words
     assert SECRET not in words
+
+
+def test_yaml_may_share_and_override_parts(path: Path) -> None:
+    text = """
+managed_workers:
+  - &first {model_name: m, model_path: o/m, port: 8001, env: {A: b}}
+  - {<<: *first, port: 8002}
+"""
+    first, second = load(path, text).managed_workers
+    assert (second.port, second.env) == (8002, first.env)
 
 
 # -- the environment -----------------------------------------------------------------------------------------------

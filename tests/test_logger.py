@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.doubles import PATIENT
 from utils.logger import EventLogger, quote, setup_logging
 
 NAMES = ("ichat", "uvicorn.error")
@@ -59,7 +60,7 @@ def test_a_value_is_one_word(value: object, word: str) -> None:
     assert quote(value) == word
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.text())
 def test_no_text_breaks_the_line_or_is_lost(text: str) -> None:
     word = quote(text)

@@ -3,11 +3,12 @@
 import random
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.registry import Replica
 from relay.policy import choose
+from tests.doubles import PATIENT
 
 IDS = st.sampled_from("abcdef")
 
@@ -16,7 +17,7 @@ def replicas(ids: list[str]) -> tuple[Replica, ...]:
     return tuple(Replica(worker_id, "127.0.0.1", 8000) for worker_id in ids)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(
     st.lists(IDS, unique=True),
     st.dictionaries(IDS, st.integers(0, 3)),

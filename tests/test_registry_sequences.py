@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from config.states import WorkerState
 from monitor.heartbeat import Heartbeat
 from monitor.registry import Worker, WorkerIdConflict, WorkerRegistry, is_overdue, routes_of
+from tests.doubles import PATIENT
 
 IDS = st.sampled_from(["a", "b", "c"])
 STATES = st.sampled_from(list(WorkerState))
@@ -116,5 +117,5 @@ class Sequences(RuleBasedStateMachine):
         assert self.registry.is_ready() == any(self.registry.route(model) for model in self.registry.models())
 
 
-Sequences.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=25)
+Sequences.TestCase.settings = settings(PATIENT, max_examples=40, stateful_step_count=25)
 TestSequences = Sequences.TestCase

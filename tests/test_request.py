@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.request import ClientGone, check_content_type, parse_fields, read_body
-from tests.doubles import JUMPING
+from tests.doubles import JUMPING, PATIENT
 from utils.errors import ApiError, BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
 LIMIT, TIMEOUT_S = 1000, 30.0
@@ -70,14 +70,14 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(PATIENT, max_examples=50)
 @given(st.dictionaries(st.text(), json_values), st.text(min_size=1))
 def test_whatever_else_a_body_holds_the_model_is_found(others: dict[str, Any], model: str) -> None:
     body = json.dumps({**others, "stream": False, "model": model}).encode()
     assert parse_fields(body).model == model
 
 
-@settings(deadline=None, max_examples=50)
+@settings(PATIENT, max_examples=50)
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_no_body_ends_in_anything_but_fields_or_a_bad_request(body: bytes) -> None:
     try:

@@ -107,7 +107,8 @@ def test_backend_args_cannot_say_again_what_the_gateway_says(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model_name", "a b"), ("model_name", ""), ("model_path", ""), ("port", 0), ("gpu_ids", [-1]),
+    [("model_name", "a b"), ("model_name", ""), ("model_path", ""), ("port", 0), ("host", "a b"),
+     ("host", "[::1]"), ("gpu_ids", [-1]),
      ("backend", "../evil"), ("worker_id", "a/b"), ("aliases", ["a b"]), ("heartbeat_interval", 0),
      ("start_timeout_s", 0), ("env", {"A": [1]}), ("backend_args", [1])],
 )  # fmt: skip

@@ -1,10 +1,11 @@
 """Server-sent events as the standard has them, in whatever pieces the network brings them."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sse_starlette import ServerSentEvent
 
+from tests.doubles import PATIENT
 from utils.sse import MAX_EVENT_BYTES, Event, SSEParser
 
 
@@ -49,7 +50,9 @@ def test_a_line_end_may_come_in_two_parts_with_nothing_between() -> None:
 @st.composite
 def streams_in_pieces(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
     """A stream with all three line ends, and the same cut anywhere."""
-    fields = st.sampled_from(["data: a", "data: 你", "data", "id: 3", "id", "event: log", ": c", "\ufeffdata: b", "", ""])
+    fields = st.sampled_from(
+        ["data: a", "data: 你", "data", "id: 3", "id", "event: log", ": c", "\ufeffdata: b", "", ""]
+    )
     lines = draw(st.lists(st.tuples(fields, st.sampled_from(["\n", "\r", "\r\n"])), max_size=25))
     mark = draw(st.sampled_from([b"", b"\xef\xbb\xbf"]))
     sent = mark + "".join(field + end for field, end in lines).encode()
@@ -57,14 +60,14 @@ def streams_in_pieces(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
     return sent, [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
 
 
-@settings(deadline=None)
+@PATIENT
 @given(streams_in_pieces())
 def test_any_cut_gives_the_same_events(stream: tuple[bytes, list[bytes]]) -> None:
     sent, pieces = stream
     assert parse(*pieces) == parse(*(bytes([byte]) for byte in sent)) == parse(sent)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.lists(st.tuples(st.text(), st.integers(1, 10**6)), max_size=5))
 def test_what_our_servers_send_comes_back_whole(lines: list[tuple[str, int]]) -> None:
     sent = b"".join(ServerSentEvent(data=text, id=str(number), event="log").encode() for text, number in lines)

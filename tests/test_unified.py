@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from config.unified import UNIFIED_ARGUMENTS, to_argv
+from tests.doubles import PATIENT
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_arguments_keep_their_order() -> None:
     assert to_argv({"b": 1, "a": True, "c": None, "d": False}) == ["--b", "1", "--a", "--no-d"]
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.dictionaries(st.sampled_from(sorted(UNIFIED_ARGUMENTS)), st.integers() | st.booleans() | st.text()))
 def test_every_argument_is_said_once(arguments: dict[str, Any]) -> None:
     argv = to_argv(arguments)

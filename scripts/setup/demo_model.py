@@ -6,6 +6,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -92,6 +93,7 @@ def packed_file() -> Path:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # and so take away what is unfinished
     folder = demo_model_folder()
     if not is_complete(folder):
         create_demo_model(folder)

@@ -65,12 +65,18 @@ class Installation:
 
     def _compute(self, title: str, jobs: Sequence[Job]) -> None:
         """Side by side: these use neither the network nor each other."""
+        several = len(jobs) > 1  # else the title says it all
         with self._console.step(title) as step:
             try:
-                run_jobs(jobs, lambda running: step.update(names_of(running)), self._environ, self._root)
+                run_jobs(
+                    jobs,
+                    lambda running: step.update(names_of(running) if several else ""),
+                    self._environ,
+                    self._root,
+                )
             except JobFailed as failed:
                 raise Trouble(f"{failed.job.name.capitalize()} failed.\n{quote(failed.job)}") from failed
-            step.conclude(names_of(jobs) if len(jobs) > 1 else "")
+            step.conclude(names_of(jobs) if several else "")
 
     def _demo_job(self) -> Job:
         return self._job("converting the demo model", "-m", "scripts.setup.demo_model")

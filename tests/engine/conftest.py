@@ -1,6 +1,8 @@
-"""One engine for all tests that leave it as it is, behind a real gateway."""
+"""One engine for all tests of a module that leave it as it is, behind a real gateway."""
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from scripts.setup import demo_model
 from tests.engine.support import MODEL_NAME, EngineWorker, end_in_order, vllm_worker
-from tests.support import GatewayClient, gateway
+from tests.support import ROOT, GatewayClient, gateway
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +23,20 @@ def vllm_installed() -> None:
 def model_folder(vllm_installed: None) -> Path:
     """The demo model's; made once, which takes half a minute."""
     folder = demo_model.demo_model_folder()
-    if not demo_model.is_complete(folder):
-        if importlib.util.find_spec(demo_model.PACKAGE) is None:
-            pytest.skip("the demo model's package is not installed here")
-        demo_model.create_demo_model(folder)
+    if not demo_model.is_complete(folder) and importlib.util.find_spec(demo_model.PACKAGE) is None:
+        pytest.skip("the demo model's package is not installed here")
+    subprocess.run([sys.executable, "scripts/setup/demo_model.py"], cwd=ROOT, check=True)
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayClient]:
     """A gateway without workers of its own."""
     with gateway(tmp_path_factory.mktemp("gateway")) as (_, client):
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(
     tmp_path_factory: pytest.TempPathFactory, model_folder: Path, front: GatewayClient
 ) -> Iterator[EngineWorker]:

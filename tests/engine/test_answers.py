@@ -44,7 +44,7 @@ def test_a_stream_says_the_same(worker: EngineWorker) -> None:
     whole = worker.ask().json()
     chunks = stream(worker.http)
     assert text_of(chunks) == whole["choices"][0]["message"]["content"]
-    assert chunks[-1]["usage"] == whole["usage"]
+    assert chunks[-1]["usage"].items() <= whole["usage"].items()
 
 
 def test_the_gateway_passes_both_on(worker: EngineWorker, front: GatewayClient) -> None:
