@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,7 @@ from monitor.metrics import RelayMetrics, WorkersCollector
 from monitor.prober import Prober
 from monitor.registry import WorkerRegistry
 from relay.access import Access
+from relay.door import Door
 from relay.relay import Relay
 from relay.upstream import Upstream
 from utils.common import Tasks, bind_socket, is_loopback, package_version, raise_open_files_limit, url_host
@@ -55,23 +57,17 @@ class Gateway:
         self._logs = LogCollector(self.registry, self._client, token=token)
         self._upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
         access = Access(own)
-        metrics = CollectorRegistry()
-        app = create_app(self.registry, access, self._logs, metrics, lambda: self._relay.in_flight)
-        self._relay = Relay(
-            app,
-            self.registry,
-            self._upstream,
-            access,
-            RelayMetrics(metrics),
-            own,
-            rng,
-        )
-        metrics.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))
+        metrics = RelayMetrics()
+        self._relay = Relay(self.registry, self._upstream, access, metrics, own, rng)
+        families = CollectorRegistry()
+        families.register(metrics)
+        families.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))
+        app = create_app(self.registry, access, self._logs, families, lambda: self._relay.in_flight)
         self._fleet = Fleet(
             settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, os.environ, rng
         )
         self._prober = Prober(self.registry, interval_s=own.probe_interval_s)
-        self._server = Server(self._relay, self._sock, drain_timeout_s=own.drain_timeout_s)
+        self._server = Server(app, self._sock, drain_timeout_s=own.drain_timeout_s, protocol=partial(Door, self._relay))
         self._tasks = Tasks()
         self._deadline = 0.0
 
@@ -89,7 +85,7 @@ class Gateway:
             await self._fleet.stop(left_s)
             await self._tasks.cancel()
             await self._logs.stop()
-            self._upstream.close()
+            self._upstream.shutdown()
             await self._client.aclose()
             logger.info("gateway_stopped")
 

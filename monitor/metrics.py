@@ -1,72 +1,90 @@
 """All Prometheus families of the gateway, one place. The worker's own are in ``worker/metrics.py``."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from monitor.registry import Worker
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""Upper bounds of the buckets."""
+BUCKETS: Final = (*map(floatToGoString, SECONDS), "+Inf")
 
 
-class RelayMetrics:
-    """What the relay counts. Label sets are looked up once and kept: this is the hot path."""
+class Seconds:
+    """A histogram's numbers for one model."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "ichat_gateway_requests_total",
-            "Answered requests. status 499: the client went away first.",
-            ["model", "route", "status"],
-            registry=registry,
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(BUCKETS)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        return list(zip(BUCKETS, accumulate(map(float, self.counts)), strict=True))
+
+
+class RelayMetrics(Collector):
+    """What the relay counts, in plain numbers that become families when they are asked for.
+
+    prometheus_client's own counters lock and look up at every request, which costs a tenth of the relay's time
+    (doc/performance.md). All calls are made on one event loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str, int], int] = defaultdict(int)
+        self._worker_errors: dict[tuple[str, str], int] = defaultdict(int)
+        self._seconds: dict[str, Seconds] = defaultdict(Seconds)
+        self._first_byte: dict[str, Seconds] = defaultdict(Seconds)
+
+    def observe(self, model: str, route: str, status: int, arrived: float, first_byte_at: float) -> None:
+        """A request has ended. The times are ``time.perf_counter()`` values; ``first_byte_at`` 0: there was none.
+
+        ``model`` is "" for an unknown one.
+        """
+        self._requests[model, route, status] += 1
+        self._seconds[model].add(time.perf_counter() - arrived)
+        if first_byte_at:
+            self._first_byte[model].add(first_byte_at - arrived)
+
+    def worker_error(self, worker_id: str, kind: str) -> None:
+        self._worker_errors[worker_id, kind] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "ichat_gateway_requests", "Answered requests. status 499: the client went away first.",
+            labels=["model", "route", "status"],
+        )  # fmt: skip
+        for (model, route, status), count in self._requests.items():
+            requests.add_metric([model, route, str(status)], count)
+        yield requests
+        yield histogram("request", "From a request's arrival to the end of its answer.", self._seconds)
+        yield histogram("first_byte", "From a request's arrival to the first byte of its answer.", self._first_byte)
+        errors = CounterMetricFamily(
+            "ichat_gateway_worker_errors", "Attempts that failed at a worker.", labels=["worker_id", "kind"]
         )
-        self._seconds = Histogram(
-            "ichat_gateway_request_seconds",
-            "From a request's arrival to the end of its answer.",
-            ["model"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._first_byte = Histogram(
-            "ichat_gateway_first_byte_seconds",
-            "From a request's arrival to the head of the worker's answer.",
-            ["model"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._upstream_errors = Counter(
-            "ichat_gateway_worker_errors_total",
-            "Attempts that failed at a worker.",
-            ["worker_id", "kind"],
-            registry=registry,
-        )
-        self._request_children: dict[tuple[str, str, int], Counter] = {}
-        self._seconds_children: dict[str, Histogram] = {}
-        self._first_byte_children: dict[str, Histogram] = {}
+        for (worker_id, kind), count in self._worker_errors.items():
+            errors.add_metric([worker_id, kind], count)
+        yield errors
 
-    def observe(self, model: str, route: str, status: int, arrived: float) -> None:
-        """A request has ended. ``arrived`` is a ``time.perf_counter()`` value; ``model`` is "" for an unknown one."""
-        key = (model, route, status)
-        child = self._request_children.get(key)
-        if child is None:
-            child = self._request_children[key] = self._requests.labels(model, route, str(status))
-        child.inc()
-        seconds = self._seconds_children.get(model)
-        if seconds is None:
-            seconds = self._seconds_children[model] = self._seconds.labels(model)
-        seconds.observe(time.perf_counter() - arrived)
 
-    def first_byte(self, model: str, arrived: float) -> None:
-        child = self._first_byte_children.get(model)
-        if child is None:
-            child = self._first_byte_children[model] = self._first_byte.labels(model)
-        child.observe(time.perf_counter() - arrived)
-
-    def upstream_error(self, worker_id: str, kind: str) -> None:
-        self._upstream_errors.labels(worker_id, kind).inc()
+def histogram(what: str, documentation: str, models: Mapping[str, Seconds]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(f"ichat_gateway_{what}_seconds", documentation, labels=["model"])
+    for model, seconds in models.items():
+        family.add_metric([model], seconds.buckets(), seconds.total)
+    return family
 
 
 class WorkersCollector(Collector):

@@ -1,30 +1,21 @@
-"""Relay: one request, from bytes in to bytes out. Raw ASGI, in front of the control plane's app."""
+"""Relay: one request, from bytes in to bytes out."""
 
 import asyncio
 import random
 import time
-from collections.abc import Mapping
-from typing import Final, cast
+from http import HTTPStatus
+from typing import Final
 
 from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
 from relay import policy
 from relay.access import Access
-from relay.disconnect import DisconnectWatch
+from relay.call import Call
+from relay.exchange import BadAnswer, ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.headers import Header, answer_headers, request_head, request_id
-from relay.request import (
-    ASGIApp,
-    ClientGone,
-    Receive,
-    RequestFields,
-    Scope,
-    Send,
-    check_content_type,
-    parse_fields,
-    read_body,
-)
-from relay.upstream import BadAnswer, ConnectFailed, Exchange, Upstream, UpstreamError, WorkerSilent
+from relay.request import body_too_large, check_content_type, parse_fields
+from relay.upstream import Upstream
 from utils.errors import ApiError, InternalError, ModelNotFound, NoReplicaReady, WorkerBroke, WorkerTimeout
 from utils.logger import EventLogger
 
@@ -35,6 +26,8 @@ ROUTES: Final = {
 }
 """The data plane: POST requests with JSON bodies that name a model."""
 RETRY_AFTER_S: Final = 2
+CLIENT_GONE: Final = 499
+"""The status in our metrics of requests whose client did not wait for the answer's end."""
 WORKER_STATE_HEADER: Final = b"x-ichat-worker-state"
 """An iChat worker's door says with it that the answer is its own, not the engine's: it takes nothing now."""
 
@@ -42,24 +35,23 @@ logger = EventLogger("relay")
 
 
 class Flight:
-    """A request on its way: what its answer's headers, its metrics and its log line need."""
+    """A call on its way: what its answer's headers, its metrics and its log line need."""
 
-    __slots__ = ("arrived", "attempts", "cut", "gone", "headers", "id", "is_event_stream", "model", "path", "started",
-                 "status", "worker")  # fmt: skip
+    __slots__ = ("arrived", "attempts", "call", "cut", "headers", "id", "is_event_stream", "is_running",
+                 "model", "status", "worker")  # fmt: skip
 
-    def __init__(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        self.path = path
-        self.headers = headers
-        self.id = request_id(headers)
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.headers = dict(call.headers)
+        self.id = request_id(self.headers)
         self.arrived = time.perf_counter()
         self.model = ""
         self.worker = ""
         self.attempts = 0
         self.status = 0
-        self.started = False  # the client has got the head of an answer
         self.is_event_stream = False
+        self.is_running = False  # its task has taken its first step
         self.cut = False  # the gateway stops, and has waited for this request as long as it may
-        self.gone = False  # the client closed its connection
 
     def answer_headers(self) -> list[Header]:
         return [
@@ -71,11 +63,12 @@ class Flight:
 
 
 class Relay:
-    """The data plane. Requests to its routes go to workers, everything else to ``app``."""
+    """The data plane: answers the calls that come in by the doors (relay/door.py), by the workers' answers."""
+
+    routes: frozenset[str] = frozenset(ROUTES)
 
     def __init__(
         self,
-        app: ASGIApp,
         registry: WorkerRegistry,
         upstream: Upstream,
         access: Access,
@@ -83,84 +76,95 @@ class Relay:
         settings: ServerSettings,
         rng: random.Random,
     ) -> None:
-        self._app = app
         self._registry = registry
         self._upstream = upstream
         self._access = access
         self._metrics = metrics
-        self._settings = settings
-        self._max_body = settings.max_body_bytes
+        self._max_attempts = settings.max_attempts
+        self.max_body: int = settings.max_body_bytes
+        self.body_timeout_s: float = settings.body_timeout_s
         self._rng = rng
         self.in_flight: dict[str, int] = {}
         """Requests that this gateway has at each worker, by worker id."""
-        self._flights: dict[Flight, asyncio.Task[None]] = {}
+        self._flights: dict[Call, Flight] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in ROUTES and scope["method"] == "POST":
-            await self._serve(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+    # -- the door's side: every call is accepted, then served, refused or lost -------------------------------------
+
+    def accept(self, call: Call) -> None:
+        """Answers those at once that are not to be served. The others' bodies may come."""
+        flight = self._flights[call] = Flight(call)
+        try:
+            self._access.require_client(flight.headers)
+            check_content_type(flight.headers)
+            if call.expects_continue and int(flight.headers.get(b"content-length", b"0")) > self.max_body:
+                raise body_too_large(self.max_body)
+        except ApiError as error:
+            call.keep_alive = call.keep_alive and not call.expects_continue  # its body may come, or the next request
+            self.refuse(call, error)
+
+    def serve(self, call: Call) -> None:
+        """The call's body is here: ask a worker."""
+        call.task = asyncio.get_running_loop().create_task(self._serve(self._flights[call]))
+
+    def refuse(self, call: Call, error: ApiError) -> None:
+        flight = self._flights[call]
+        self._answer_error(flight, error)
+        self._end(flight)
+
+    def lose(self, call: Call) -> None:
+        """The client has gone: so does its request at the worker."""
+        flight = self._flights[call]
+        if not self._cancel(flight):
+            self._end(flight)
 
     def cut_flights(self) -> None:
         """Ends the requests that are still in flight: with an error, and streams with an error event."""
-        for flight, task in list(self._flights.items()):
+        for call, flight in list(self._flights.items()):
             flight.cut = True
-            task.cancel()
+            if not self._cancel(flight):
+                self.refuse(call, stopping())
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        flight = Flight(scope["path"], dict(scope["headers"]))
+    @staticmethod
+    def _cancel(flight: Flight) -> bool:
+        """Whether the flight's task will end it. One that was cancelled before its first step runs no line at all."""
+        if flight.call.task is not None:
+            flight.call.task.cancel()
+        return flight.is_running
+
+    # -- one flight ------------------------------------------------------------------------------------------------
+
+    async def _serve(self, flight: Flight) -> None:
+        call = flight.call
+        flight.is_running = True
         try:
-            await self._answer(flight, scope, receive, send)
+            await self._forward(flight, call.body)
+        except asyncio.CancelledError:
+            if not (call.disconnected or flight.cut):
+                raise
+            self._answer_error(flight, stopping())
         except ApiError as error:
-            await self._answer_error(flight, error, send)
-        except ClientGone:
-            flight.gone = True
+            self._answer_error(flight, error)
         except Exception as error:
             # The top of this request's task: nothing of one request may disturb another.
-            logger.error("request_crashed", request_id=flight.id.decode(), path=flight.path, exc_info=error)
-            await self._answer_error(flight, InternalError("the gateway failed on this request: see its log"), send)
+            logger.error("request_crashed", request_id=flight.id.decode(), path=call.route, exc_info=error)
+            self._answer_error(flight, InternalError("the gateway failed on this request: see its log"))
         finally:
-            self._metrics.observe(flight.model, flight.path, 499 if flight.gone else flight.status, flight.arrived)
+            call.abort()  # of an answer that is not whole
+            self._end(flight)
 
-    async def _answer(self, flight: Flight, scope: Scope, receive: Receive, send: Send) -> None:
-        self._access.require_client(flight.headers)
-        check_content_type(flight.headers)
-        body = await read_body(receive, flight.headers, limit=self._max_body, timeout_s=self._settings.body_timeout_s)
-        fields = parse_fields(body)
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._flights[flight] = task
+    def _end(self, flight: Flight) -> None:
+        call = flight.call
+        del self._flights[call]
+        status = CLIENT_GONE if call.disconnected else flight.status
+        first_byte_at = call.first_byte_at if flight.status == HTTPStatus.OK else 0.0
+        self._metrics.observe(flight.model, call.route, status, flight.arrived, first_byte_at)
 
-        def leave() -> None:
-            flight.gone = True
-            task.cancel()
-
-        watch = DisconnectWatch(receive, leave)
-        try:
-            await self._forward(flight, scope, body, fields, send)
-        except asyncio.CancelledError:
-            if not (flight.gone or flight.cut) or task.uncancel() > 0:
-                raise
-            if flight.cut and not flight.gone:
-                await self._answer_cut(flight, send)
-        finally:
-            del self._flights[flight]
-            watch.stop()
-
-    async def _answer_cut(self, flight: Flight, send: Send) -> None:
-        error = NoReplicaReady("the gateway is stopping: try again", retry_after_s=RETRY_AFTER_S)
-        if flight.started:
-            await self._break_off(flight, error, send)
-        else:
-            await self._answer_error(flight, error, send)
-
-    async def _forward(self, flight: Flight, scope: Scope, body: bytes, fields: RequestFields, send: Send) -> None:
-        model = str(fields.model)
-        target = scope["raw_path"]
-        if scope["query_string"]:
-            target = b"%b?%b" % (target, scope["query_string"])
+    async def _forward(self, flight: Flight, body: bytes) -> None:
+        """Raises ApiError."""
+        call, model = flight.call, str(parse_fields(body).model)
         tried: list[str] = []
         last: ApiError | None = None
-        while flight.attempts < self._settings.max_attempts:
+        while flight.attempts < self._max_attempts:
             replica = self._choose(flight, model, tried)
             if replica is None:
                 break
@@ -170,27 +174,27 @@ class Relay:
             exchange: Exchange | None = None
             try:
                 address = (replica.host, replica.port)
-                head = request_head(target, address, scope["headers"], flight.id, len(body))
+                head = request_head(call.target, address, call.headers, flight.id, len(body))
                 exchange = await self._upstream.open(address, head, body)
                 if exchange.status == 503 and (state := is_turned_away(exchange)):
                     tried.append(replica.worker_id)
                     last = no_replica_ready(model, f"{replica.worker_id} is {state}")
                     continue
-                await self._pass_on(flight, exchange, send)
+                flight.status = exchange.status
+                flight.is_event_stream = is_event_stream(exchange.headers)
+                call.start(exchange.status, answer_headers(exchange.headers, flight.answer_headers()))
+                await exchange.send_to(call)
                 return
             except UpstreamError as error:
                 self._note_failure(flight, replica, error)
                 tried.append(replica.worker_id)
                 last = worker_error(replica, error)
-                if isinstance(error, WorkerSilent):
-                    break  # the client has waited long enough, and another replica would take as long
+                if isinstance(error, WorkerSilent) or call.started:
+                    break  # the client has waited long enough, or has a part of this worker's answer
             finally:
                 if exchange is not None:
-                    exchange.close()
+                    self._upstream.close(exchange)
                 self._land(replica)
-            if flight.started:
-                await self._break_off(flight, last, send)
-                return
         raise last or no_replica_ready(model, describe_workers(self._registry, model))
 
     def _choose(self, flight: Flight, model: str, tried: list[str]) -> Replica | None:
@@ -207,58 +211,32 @@ class Relay:
         else:
             del self.in_flight[replica.worker_id]
 
-    async def _pass_on(self, flight: Flight, exchange: Exchange, send: Send) -> None:
-        """The worker's answer to the client, byte for byte. Raises UpstreamError if it ends too soon."""
-        flight.status = exchange.status
-        self._metrics.first_byte(flight.model, flight.arrived)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": exchange.status,
-                "headers": answer_headers(exchange.headers, flight.answer_headers()),
-            }
-        )
-        flight.started = True
-        flight.is_event_stream = is_event_stream(exchange.headers)
-        while not exchange.done:
-            chunk = await exchange.read()
-            if exchange.done:
-                await send({"type": "http.response.body", "body": chunk})
-                return
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": await exchange.read()})
-
     def _note_failure(self, flight: Flight, replica: Replica, error: UpstreamError) -> None:
         if isinstance(error, ConnectFailed):
             self._upstream.forget((replica.host, replica.port))
             self._registry.mark_unreachable(replica.worker_id, f"{replica.host}:{replica.port} {error}")
-        self._metrics.upstream_error(replica.worker_id, type(error).__name__)
+        self._metrics.worker_error(replica.worker_id, type(error).__name__)
         logger.warning(
             "worker_failed", request_id=flight.id.decode(), worker_id=replica.worker_id, attempt=flight.attempts,
-            started=flight.started, error=str(error),
+            started=flight.call.started, error=str(error),
         )  # fmt: skip
 
-    async def _answer_error(self, flight: Flight, error: ApiError, send: Send) -> None:
-        if flight.started:
-            return
-        flight.status = error.status
-        body = error.body()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
-        flight.started = True
-        await send(
-            {"type": "http.response.start", "status": error.status, "headers": headers + flight.answer_headers()}
-        )
-        await send({"type": "http.response.body", "body": body})
+    def _answer_error(self, flight: Flight, error: ApiError) -> None:
+        """Instead of an answer. One that has begun already ends so that no client takes it for a whole one:
 
-    async def _break_off(self, flight: Flight, error: ApiError, send: Send) -> None:
-        """End an answer that cannot be whole any more, so that no client takes it for a whole one.
-
-        A stream gets an error event and no ``[DONE]``. Any other answer just ends: returning before its end makes the
-        server cut the connection, and the client sees that its length is wrong.
+        a stream with an error event and without ``[DONE]``, any other just ends before its length.
         """
+        call = flight.call
+        if call.disconnected:
+            return
+        if not call.started:
+            flight.status = error.status
+            headers = [(b"content-type", b"application/json"), *error.headers, *flight.answer_headers()]
+            call.answer(error.status, headers, error.body())
+            return
         logger.error("answer_cut", request_id=flight.id.decode(), worker_id=flight.worker, error=error.message)
-        if flight.is_event_stream:
-            await send({"type": "http.response.body", "body": b"data: %b\n\n" % error.body()})
+        if flight.is_event_stream and call.is_open_ended:
+            call.push(b"data: %b\n\n" % error.body(), last=True)
 
 
 def is_turned_away(exchange: Exchange) -> str:
@@ -271,6 +249,10 @@ def is_turned_away(exchange: Exchange) -> str:
 
 def is_event_stream(headers: list[Header]) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
+def stopping() -> NoReplicaReady:
+    return NoReplicaReady("the gateway is stopping: try again", retry_after_s=RETRY_AFTER_S)
 
 
 def no_replica_ready(model: str, detail: str) -> NoReplicaReady:

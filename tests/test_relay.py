@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from monitor.heartbeat import Heartbeat
 from monitor.metrics import RelayMetrics
 from monitor.registry import WorkerRegistry
 from relay.access import Access, hash_of
+from relay.door import Door
 from relay.relay import Relay
 from relay.upstream import Upstream
 from tests.scripted import OK, Script, answering, read_request, scripted
@@ -31,7 +33,7 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\nx-ichat-worker-state: draining\r\nc
 OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nfull"
 
 
-class Door:
+class Gate:
     """A relay that listens, and what a test wants to see of it."""
 
     def __init__(self, port: int, relay: Relay, registry: WorkerRegistry, metrics: CollectorRegistry) -> None:
@@ -62,7 +64,7 @@ class Door:
 
 
 @asynccontextmanager
-async def door(**settings: Any) -> AsyncIterator[Door]:
+async def door(**settings: Any) -> AsyncIterator[Gate]:
     own = ServerSettings(**settings)
     registry, metrics = WorkerRegistry(), CollectorRegistry()
     upstream = Upstream(connect_timeout_s=2, answer_timeout_s=own.answer_timeout_s)
@@ -71,19 +73,21 @@ async def door(**settings: Any) -> AsyncIterator[Door]:
         await send({"type": "http.response.start", "status": 418, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    relay = Relay(no_app, registry, upstream, Access(own), RelayMetrics(metrics), own, random.Random(1))
+    counts = RelayMetrics()
+    metrics.register(counts)
+    relay = Relay(registry, upstream, Access(own), counts, own, random.Random(1))
     sock = bind_socket("127.0.0.1", 0)
     sock.listen()
-    server = Server(relay, sock, drain_timeout_s=2)
+    server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, relay))
     serving = asyncio.create_task(server.run_until_stopped())
-    opened = Door(sock.getsockname()[1], relay, registry, metrics)
+    opened = Gate(sock.getsockname()[1], relay, registry, metrics)
     try:
         yield opened
     finally:
         await opened.http.aclose()
         server.stop()
         await serving
-        upstream.close()
+        upstream.shutdown()
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -302,7 +306,7 @@ async def test_a_whole_answer_cut_by_its_worker_is_no_whole_answer() -> None:
             await gate.chat()
 
 
-async def leave_after_first_byte(gate: Door) -> None:
+async def leave_after_first_byte(gate: Gate) -> None:
     async with gate.http.stream("POST", "/v1/chat/completions", json=chat_body(MODEL, stream=True)) as answer:
         await anext(answer.aiter_raw())
 

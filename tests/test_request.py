@@ -1,6 +1,5 @@
 """A client's request, read at the door."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -8,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.request import ClientGone, check_content_type, parse_fields, read_body
+from relay.request import check_content_type, parse_fields
 from tests.doubles import JUMPING, PATIENT
-from utils.errors import ApiError, BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from utils.errors import BadRequest, UnsupportedMediaType
 
 LIMIT, TIMEOUT_S = 1000, 30.0
 CLOSE = (b"connection", b"close")
@@ -96,104 +95,3 @@ def test_other_content_types_are_refused_by_name(value: bytes | None) -> None:
     with pytest.raises(UnsupportedMediaType, match="application/json") as caught:
         check_content_type({} if value is None else {b"content-type": value})
     assert (value or b"none").decode() in caught.value.message
-
-
-# -- the body ------------------------------------------------------------------------------------------------------
-
-DISCONNECT = {"type": "http.disconnect"}
-
-
-def piece(body: bytes, more: bool = True) -> dict[str, Any]:
-    return {"type": "http.request", "body": body, "more_body": more}
-
-
-class Client:
-    """Sends its messages one by one, then stays silent. Counts what was taken from it."""
-
-    def __init__(self, *messages: dict[str, Any]) -> None:
-        self._messages = list(messages)
-        self.taken = 0
-
-    async def receive(self) -> dict[str, Any]:
-        if self.taken == len(self._messages):
-            await asyncio.Event().wait()
-        self.taken += 1
-        return self._messages[self.taken - 1]
-
-    async def read(self, **headers: bytes) -> bytes:
-        raw = {name.replace("_", "-").encode(): value for name, value in headers.items()}
-        return await read_body(self.receive, raw, limit=LIMIT, timeout_s=TIMEOUT_S)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [piece(b"hello", more=False)],
-        [piece(b"he"), piece(b""), piece(b"llo"), piece(b"", more=False)],
-        [piece(b""), piece(b"hello", more=False)],
-        [{"type": "http.request", "body": b"hello"}],
-        [{"type": "http.request", "more_body": True}, piece(b"hello", more=False)],
-    ],
-)
-async def test_a_body_is_put_together_from_its_pieces(messages: list[dict[str, Any]]) -> None:
-    assert await Client(*messages).read() == b"hello"
-
-
-@pytest.mark.anyio
-async def test_a_request_without_a_body_is_empty() -> None:
-    assert await Client({"type": "http.request"}).read() == b""
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
-async def test_the_limit_is_exact_in_one_piece_or_many(size: int) -> None:
-    whole = Client(piece(b"x" * size, more=False))
-    pieces = Client(*(piece(b"x") for _ in range(size)), piece(b"", more=False))
-    for client in (whole, pieces):
-        if size <= LIMIT:
-            assert len(await client.read()) == size
-        else:
-            with pytest.raises(PayloadTooLarge, match="max_body_mb"):
-                await client.read()
-
-
-@pytest.mark.anyio
-async def test_a_body_a_little_too_large_is_read_to_its_end_so_that_the_client_hears_why() -> None:
-    client = Client(*(piece(b"x" * LIMIT) for _ in range(3)), piece(b"x", more=False))
-    with pytest.raises(PayloadTooLarge) as caught:
-        await client.read()
-    assert client.taken == 4
-    assert CLOSE not in caught.value.headers
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("announced", [b"", b"1000000"])
-async def test_a_body_without_measure_is_cut_off(announced: bytes) -> None:
-    client = Client(*(piece(b"x" * LIMIT) for _ in range(100)))
-    with pytest.raises(PayloadTooLarge) as caught:
-        await client.read(content_length=announced)
-    assert client.taken < 10
-    assert CLOSE in caught.value.headers
-
-
-@pytest.mark.anyio
-async def test_a_body_that_stops_half_way_is_a_timeout() -> None:
-    started = asyncio.get_running_loop().time()
-    with pytest.raises(RequestTimeout, match="30 s") as caught:
-        await Client(piece(b"half")).read()
-    assert CLOSE in caught.value.headers
-    assert asyncio.get_running_loop().time() - started == pytest.approx(TIMEOUT_S, abs=1)
-
-
-@pytest.mark.anyio
-async def test_a_too_large_body_that_stops_half_way_does_not_hang() -> None:
-    with pytest.raises(ApiError):
-        await Client(piece(b"x" * (LIMIT + 1))).read()
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("messages", [[DISCONNECT], [piece(b"half"), DISCONNECT], [piece(b"x" * 2000), DISCONNECT]])
-async def test_a_client_that_goes_away_is_answered_by_nobody(messages: list[dict[str, Any]]) -> None:
-    with pytest.raises(ClientGone):
-        await Client(*messages).read()

@@ -6,16 +6,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from relay.upstream import (
+from relay.exchange import (
     HIGH_WATER,
     MAX_HEAD_BYTES,
     BadAnswer,
     ConnectFailed,
     ConnectionBroken,
     Exchange,
-    Upstream,
     WorkerSilent,
 )
+from relay.upstream import Upstream
 from tests.scripted import OK, answering, read_request, scripted
 from tests.support import free_port
 
@@ -30,18 +30,48 @@ async def opened(upstream: Upstream, address: tuple[str, int]) -> AsyncIterator[
     try:
         yield exchange
     finally:
-        exchange.close()
+        upstream.close(exchange)
 
 
 def new_upstream(answer_timeout_s: float = 5) -> Upstream:
     return Upstream(connect_timeout_s=2, answer_timeout_s=answer_timeout_s)
 
 
+class Pieces:
+    """A sink that has room for everything, or for nothing more until ``drain``."""
+
+    def __init__(self, *, is_full: bool = False) -> None:
+        self.pieces: list[bytes] = []
+        self.is_full = is_full
+        self.is_whole = False
+        self.grew = asyncio.Event()
+
+    def push(self, piece: bytes, last: bool) -> None:
+        assert not self.is_whole
+        self.pieces.append(piece)
+        self.is_whole = last
+        self.grew.set()
+
+    async def drain(self) -> None:
+        await asyncio.sleep(0)
+        self.is_full = False
+
+
 async def read_all(exchange: Exchange) -> bytes:
-    chunks = []
-    while chunk := await exchange.read():
-        chunks.append(chunk)
-    return b"".join(chunks)
+    sink = Pieces()
+    await exchange.send_to(sink)
+    assert sink.is_whole
+    return b"".join(sink.pieces)
+
+
+async def first_piece(exchange: Exchange) -> bytes:
+    """Leaves the exchange before its end, as a request does whose client goes away."""
+    sink = Pieces()
+    sending = asyncio.create_task(exchange.send_to(sink))
+    await asyncio.wait_for(sink.grew.wait(), 5)
+    sending.cancel()
+    await asyncio.wait([sending])
+    return sink.pieces[0]
 
 
 async def test_an_answer_is_read_whole_and_its_connection_used_again() -> None:
@@ -53,7 +83,7 @@ async def test_an_answer_is_read_whole_and_its_connection_used_again() -> None:
                 assert (b"content-length", b"5") in exchange.headers
                 assert await read_all(exchange) == b"hello"
         assert worker.connections == 1
-    upstream.close()
+    upstream.shutdown()
 
 
 async def test_a_chunked_answer_comes_piece_by_piece() -> None:
@@ -67,9 +97,27 @@ async def test_a_chunked_answer_comes_piece_by_piece() -> None:
 
     upstream = new_upstream()
     async with scripted(script) as (_, address), opened(upstream, address) as exchange:
-        assert await exchange.read() == b"one"
+        sink = Pieces()
+        sending = asyncio.create_task(exchange.send_to(sink))
+        await sink.grew.wait()
+        assert sink.pieces == [b"one"]
         go_on.set()
-        assert await read_all(exchange) == b"two"
+        await sending
+        assert b"".join(sink.pieces) == b"onetwo"
+
+
+async def test_a_slow_client_gets_all_of_it_too() -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + b"x" * 300_000
+
+    class Narrow(Pieces):
+        def push(self, piece: bytes, last: bool) -> None:
+            super().push(piece, last)
+            self.is_full = True
+
+    async with scripted(answering(answer)) as (_, address), opened(new_upstream(), address) as exchange:
+        sink = Narrow(is_full=True)
+        await exchange.send_to(sink)
+        assert len(b"".join(sink.pieces)) == 300_000
 
 
 async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
@@ -113,9 +161,11 @@ async def test_a_connection_closed_before_the_answer_is_broken() -> None:
 async def test_a_connection_closed_within_the_answer_is_broken() -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello"
     async with scripted(answering(answer)) as (_, address), opened(new_upstream(), address) as exchange:
-        assert await exchange.read() == b"hello"
+        sink = Pieces()
         with pytest.raises(ConnectionBroken):
-            await exchange.read()
+            await exchange.send_to(sink)
+        assert b"".join(sink.pieces) == b"hello"
+        assert not sink.is_whole
 
 
 @pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\x00\x01\x02\x03" * 10])
@@ -158,7 +208,7 @@ async def test_closing_an_exchange_before_its_end_closes_the_connection() -> Non
     upstream = new_upstream()
     async with scripted(script) as (worker, address):
         async with opened(upstream, address) as exchange:
-            assert await exchange.read() == b"one"
+            assert await first_piece(exchange) == b"one"
         await asyncio.wait_for(worker.closed.wait(), 5)
 
 
@@ -217,5 +267,5 @@ async def test_a_worker_that_talks_unasked_loses_its_connection() -> None:
             assert await read_all(exchange) == b"hello"
         await asyncio.wait_for(worker.closed.wait(), 5)
         async with opened(upstream, address) as exchange:
-            assert await exchange.read() == b"hello"
+            assert await read_all(exchange) == b"hello"
         assert worker.connections == 2

@@ -1,5 +1,6 @@
 """uvicorn, run by us: its socket is bound before, its signals are ours, and it stops when it is told to."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,12 +30,20 @@ class HttpProtocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """A uvicorn server on a bound socket, without signal handlers."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket, *, drain_timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        *,
+        drain_timeout_s: float,
+        protocol: Callable[..., asyncio.Protocol] = HttpProtocol,
+    ) -> None:
         self._sock = sock
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpProtocol,
+                http=protocol,  # type: ignore[arg-type]  # it takes whatever makes protocols
+                interface="asgi3",
                 loop="none",
                 ws="none",
                 lifespan="off",

@@ -1,0 +1,156 @@
+"""One request of the data plane and its answer, as bytes on a client's connection."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from relay.headers import Header
+
+DISCARD_FACTOR: Final = 4
+"""A body over the limit is read and thrown away up to this many times the limit, so that the client, which sends
+before it reads, gets to see the error instead of a reset connection."""
+BODILESS: Final = frozenset({204, 304})
+
+
+class Call:
+    """What came, and ``start`` and ``push`` for what goes back.
+
+    The head of an answer is kept back until its first byte of body: one write for both, and until then the answer of
+    another worker can take its place.
+    """
+
+    __slots__ = ("_chunked", "_flow", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport",
+                 "disconnected", "expects_continue", "first_byte_at", "headers", "is_begun", "is_old_http",
+                 "is_too_large", "is_whole", "keep_alive", "response_complete", "route", "started", "target",
+                 "task")  # fmt: skip
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        on_end: Callable[[], None],
+        route: str,
+        target: bytes,
+        headers: list[Header],
+        limit: int,
+    ) -> None:
+        self._transport = transport
+        self._flow = flow
+        self._on_end = on_end
+        self._limit = limit
+        self.route = route
+        self.target = target  # path and query, as the client wrote them
+        self.headers = headers  # names in lower case
+        self.keep_alive = True  # its connection is for others after it; uvicorn's shutdown takes that back
+        self.is_old_http = False  # HTTP/1.0 knows no chunks
+        self.expects_continue = False
+        self.is_begun = False  # no earlier request of its connection is under way
+        self.is_whole = False  # all of the body is here
+        self.is_too_large = False
+        self.task: asyncio.Task[None] | None = None
+        self.started = False  # the client has got the head of an answer
+        self.first_byte_at = 0.0  # time.perf_counter() of that
+        self.response_complete = False
+        self.disconnected = False
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._head = b""
+        self._chunked = False
+        self._left = 0
+
+    # -- the request -----------------------------------------------------------------------------------------------
+
+    @property
+    def body(self) -> bytes:
+        pieces = self._pieces
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def add(self, piece: bytes) -> bool:
+        """Take a piece of the body. What is over the limit is not kept; False when enough of it was thrown away."""
+        self._size += len(piece)
+        if self._size <= self._limit and not self.response_complete:
+            self._pieces.append(piece)
+            return True
+        self.is_too_large = self._size > self._limit
+        self._pieces.clear()
+        return self._size <= self._limit * DISCARD_FACTOR
+
+    # -- its answer ------------------------------------------------------------------------------------------------
+
+    def start(self, status: int, headers: Iterable[Header]) -> None:
+        """The head of the answer, which goes out with the first piece of its body. Of several the last one counts."""
+        length = -1
+        content = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"connection":
+                self.keep_alive = self.keep_alive and value != b"close"
+                continue
+            content += (name, b": ", value, b"\r\n")
+        self._chunked = length < 0 and status not in BODILESS and not self.is_old_http
+        self._left = 0 if status in BODILESS else length
+        if self._chunked:
+            content.append(b"transfer-encoding: chunked\r\n")
+        elif length < 0:
+            self.keep_alive = self.keep_alive and status in BODILESS  # else its end is the connection's
+        if not self.keep_alive:
+            content.append(b"connection: close\r\n")
+        content.append(b"\r\n")
+        self._head = b"".join(content)
+
+    def push(self, piece: bytes, last: bool) -> None:
+        """A piece of the body: one write with the head if that is due, and with the end if it is the ``last``."""
+        if self.disconnected or self.response_complete:
+            return
+        if not self.started:
+            self.started = True
+            self.first_byte_at = time.perf_counter()
+        if self._chunked:
+            piece = b"%b%x\r\n%b\r\n" % (self._head, len(piece), piece) if piece else self._head
+            if last:
+                piece += b"0\r\n\r\n"
+        else:
+            self._left -= len(piece)
+            if self._head:
+                piece = self._head + piece
+        self._head = b""
+        if piece:
+            self._transport.write(piece)
+        if last:
+            self._end(is_whole=self._left <= 0)
+
+    def answer(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """A whole answer at once."""
+        self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.push(body, last=True)
+
+    def abort(self) -> None:
+        """Cut the connection, so that nobody takes the answer for a whole one."""
+        if not self.response_complete:
+            self._end(is_whole=False)
+
+    @property
+    def is_open_ended(self) -> bool:
+        """No length was promised: more can be said."""
+        return self._chunked or self._left < 0
+
+    @property
+    def is_full(self) -> bool:
+        """The client reads more slowly than it is written to: ``drain`` before pushing more."""
+        return self._flow.write_paused
+
+    async def drain(self) -> None:
+        """Returns when there is room again, or nobody left to read."""
+        await self._flow.drain()
+
+    def _end(self, *, is_whole: bool) -> None:
+        self.response_complete = True
+        self._pieces = []
+        if not (self.keep_alive and is_whole):
+            self._transport.close()
+        self._on_end()
