@@ -24,7 +24,7 @@ class Call:
     """
 
     __slots__ = ("_chunked", "_flow", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport",
-                 "disconnected", "expects_continue", "first_byte_at", "headers", "is_begun", "is_old_http",
+                 "disconnected", "expects_continue", "first_byte_at", "headers", "is_begun", "is_full", "is_old_http",
                  "is_too_large", "is_whole", "keep_alive", "response_complete", "route", "started", "target",
                  "task")  # fmt: skip
 
@@ -56,6 +56,7 @@ class Call:
         self.first_byte_at = 0.0  # time.perf_counter() of that
         self.response_complete = False
         self.disconnected = False
+        self.is_full = False  # the client reads more slowly than it is written to: ``drain`` before pushing more
         self._pieces: list[bytes] = []
         self._size = 0
         self._head = b""
@@ -107,18 +108,20 @@ class Call:
         """A piece of the body: one write with the head if that is due, and with the end if it is the ``last``."""
         if self.disconnected or self.response_complete:
             return
+        head = self._head
         if not self.started:
             self.started = True
             self.first_byte_at = time.perf_counter()
-        if self._chunked:
-            piece = b"%b%x\r\n%b\r\n" % (self._head, len(piece), piece) if piece else self._head
-            if last:
-                piece += b"0\r\n\r\n"
-        else:
+            self._head = b""
+        if not self._chunked:
             self._left -= len(piece)
-            if self._head:
-                piece = self._head + piece
-        self._head = b""
+            piece = head + piece
+        elif last:
+            piece = b"%b%x\r\n%b\r\n0\r\n\r\n" % (head, len(piece), piece) if piece else head + b"0\r\n\r\n"
+        elif piece:
+            piece = b"%b%x\r\n%b\r\n" % (head, len(piece), piece)
+        else:
+            piece = head
         if piece:
             self._transport.write(piece)
         if last:
@@ -138,11 +141,6 @@ class Call:
     def is_open_ended(self) -> bool:
         """No length was promised: more can be said."""
         return self._chunked or self._left < 0
-
-    @property
-    def is_full(self) -> bool:
-        """The client reads more slowly than it is written to: ``drain`` before pushing more."""
-        return self._flow.write_paused
 
     async def drain(self) -> None:
         """Returns when there is room again, or nobody left to read."""

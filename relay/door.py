@@ -12,6 +12,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from relay.call import Call
+from relay.headers import Header
 from relay.request import body_timeout, body_too_large
 from utils.errors import ApiError
 from utils.server import KEEP_ALIVE_S, HttpProtocol
@@ -52,6 +53,7 @@ class Door(HttpProtocol):
         self._active: Call | None = None  # the call that is accepted and not answered yet
         self._incomplete = False  # in the middle of a request
         self._head_size: int | None = None  # bytes of a head that is not whole
+        self._unparsed = 0  # bytes of a body that the parser leaves to us
         # One timer a connection, moved on when it fires: cheaper than one for every request.
         self._due = 0.0  # the loop's time by which the client must have sent something; 0: it need not
         self._timer: asyncio.TimerHandle | None = None
@@ -77,15 +79,35 @@ class Door(HttpProtocol):
             self._relay.lose(call)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._unparsed:
+            self._take_unparsed(data)
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("This is no valid HTTP request.")
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            self._take_unparsed(data[upgrade.args[0] :])
+            return
         if self._incomplete:
             self._wait_for_rest(len(data))
 
     def send_400_response(self, msg: str) -> None:
-        if self._active is None:
+        if self.cycle is None or self.cycle.response_complete:
             super().send_400_response(msg)
         else:
             self.transport.close()  # what would be said now would become part of the answer under way
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._active is not None:
+            self._active.is_full = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._active is not None:
+            self._active.is_full = False
 
     # -- the parser ------------------------------------------------------------------------------------------------
 
@@ -110,6 +132,8 @@ class Door(HttpProtocol):
         call.expects_continue = self.expect_100_continue
         call.is_old_http = self.parser.get_http_version() == "1.0"
         call.keep_alive = self.parser.should_keep_alive() and not call.is_old_http
+        if self.parser.should_upgrade():
+            self._unparsed = length_of(headers)
         before, self.cycle = self.cycle, call  # type: ignore[assignment]
         self._incoming = call
         if before is None or before.response_complete:
@@ -130,6 +154,8 @@ class Door(HttpProtocol):
                 self.transport.close()
 
     def on_message_complete(self) -> None:
+        if self._unparsed:
+            return
         self._incomplete = False
         self._due = 0.0
         call = self._incoming
@@ -140,12 +166,29 @@ class Door(HttpProtocol):
         if call is self._active:
             self._serve(call)
 
+    def _take_unparsed(self, data: bytes) -> None:
+        """The body of a request that offers to speak another protocol, as Java's HTTP client does by default.
+
+        We decline by answering in this one (RFC 9110, 7.8). But httptools takes such a request for one without a body.
+        """
+        body, rest = data[: self._unparsed], data[self._unparsed :]
+        self._unparsed -= len(body)
+        self.on_body(body)
+        if self._unparsed:
+            self._wait_for_rest(len(data))
+        else:
+            if self._incomplete:
+                self.on_message_complete()
+            if rest:
+                self.data_received(rest)
+
     # -- calls, one after another ----------------------------------------------------------------------------------
 
     def _begin(self, call: Call) -> None:
         if self.transport.is_closing():
             return
         call.is_begun = True
+        call.is_full = self.flow.write_paused
         self._active = call
         self._relay.accept(call)
         if call is not self._active:
@@ -242,3 +285,8 @@ class Door(HttpProtocol):
             self._relay.refuse(call, body_timeout(self._relay.body_timeout_s))
         else:
             self.transport.close()
+
+
+def length_of(headers: list[Header]) -> int:
+    """The announced length of a body; 0 without one. The parser has seen to it that it is a number."""
+    return next((int(value) for name, value in headers if name == b"content-length"), 0)

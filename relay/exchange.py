@@ -43,9 +43,8 @@ class WorkerSilent(UpstreamError):
 class Sink(Protocol):
     """Where an answer's body goes."""
 
-    @property
-    def is_full(self) -> bool:
-        """``drain`` before pushing more."""
+    is_full: bool
+    """``drain`` before pushing more."""
 
     def push(self, piece: bytes, last: bool) -> None: ...
 
@@ -115,11 +114,12 @@ class Exchange:
         """Something has come: the head, a part of the body, its end."""
         self.heard = True
         sink = self._sink
-        if sink is not None and not sink.is_full:
-            self._flush(sink)
-            if not (self._is_delivered or sink.is_full):
-                return
-        self._wake()
+        if sink is None or sink.is_full:
+            self._wake()
+            return
+        self._flush(sink)
+        if self._is_delivered or sink.is_full:
+            self._wake()
 
     def add(self, body: bytes) -> bool:
         """Take a piece of the body; whether the connection should pause."""
@@ -146,11 +146,12 @@ class Exchange:
         chunks = self._chunks
         if chunks:
             piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            chunks.clear()
+            self._chunks = []
             self._size = 0
-            self._is_delivered = self.done
-            sink.push(piece, self.done)
-            self._connection.resume()
+            self._is_delivered = last = self.done
+            sink.push(piece, last)
+            if self._connection.is_paused:
+                self._connection.resume()
         elif self.done and not self._is_delivered:
             self._is_delivered = True
             sink.push(b"", True)
@@ -182,7 +183,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_size = 0
         self._until_close = False
-        self._paused = False
+        self.is_paused = False
         self._out_of_step = False
         self._keep_alive = False
 
@@ -222,8 +223,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def resume(self) -> None:
-        if self._paused and self._transport is not None:
-            self._paused = False
+        if self.is_paused and self._transport is not None:
+            self.is_paused = False
             self._transport.resume_reading()
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
@@ -236,16 +237,16 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             self.abort()  # a worker that talks without having been asked
             return
-        if not exchange.started:
-            self._head_size += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._break(BadAnswer(f"answered something that is no HTTP/1.1: {error}"))
             return
-        if not exchange.started and self._head_size > MAX_HEAD_BYTES:
-            self._break(BadAnswer(f"sent headers of more than {MAX_HEAD_BYTES} bytes"))
-            return
+        if not exchange.started:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD_BYTES:
+                self._break(BadAnswer(f"sent headers of more than {MAX_HEAD_BYTES} bytes"))
+                return
         exchange.arrive()
 
     def eof_received(self) -> bool:
@@ -291,8 +292,8 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or self._out_of_step:
             return
-        if exchange.add(body) and not self._paused and self._transport:
-            self._paused = True
+        if exchange.add(body) and not self.is_paused and self._transport:
+            self.is_paused = True
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:

@@ -24,7 +24,7 @@ NOT_TO_WORKERS: Final = frozenset(
 NOT_TO_CLIENTS: Final = frozenset(
     {
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-        b"date", b"server", b"x-request-id", b"x-ichat-worker", b"x-ichat-attempts", b"x-ichat-queue-ms",
+        b"server", b"x-request-id", b"x-ichat-worker", b"x-ichat-attempts", b"x-ichat-queue-ms",
         b"set-cookie",
     }
 )  # fmt: skip

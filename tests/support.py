@@ -93,7 +93,7 @@ class GatewayClient:
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False, verify=False)
 
     def workers(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.http.get("/v1/admin/workers").json()["workers"]

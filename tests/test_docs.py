@@ -12,11 +12,16 @@ import yaml
 from config.load import load_settings
 from tests.support import ROOT, GatewayClient, fake_worker, free_port, gateway, wait_until
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "doc").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "README.zh-CN.md", "bench/README.md")),
+    *sorted((ROOT / "doc").glob("*.md")),
+]
 MODEL = "smollm2-135m-instruct"
 RUN_ELSEWHERE = {
     "scripts/quickstart": "tests/engine/test_quickstart.py",
     "scripts/test": ".ci/run",
+    ".venv/bin/python -m bench.relay": "tests/test_bench.py",
+    ".venv/bin/python -m bench.relay --repetitions 1 --gateway gateway.py": "tests/test_bench.py",
 }
 """Commands that are too large to be run from here."""
 
@@ -121,7 +126,7 @@ def test_both_readmes_say_the_same() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in [*DOCUMENTS, ROOT / "bench" / "README.md"]:
+    for document in DOCUMENTS:
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert link.startswith("https://") or (document.parent / link).exists(), f"{document.name}: {link}"
 

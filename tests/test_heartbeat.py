@@ -107,7 +107,7 @@ async def sending(
     gateway: Gateway, make_beat: Callable[[], Heartbeat] = beat, **more: Any
 ) -> AsyncIterator[HeartbeatSender]:
     facts = {"gateway_address": "http://gateway:4000", "heartbeat_interval": 10, **more}
-    async with httpx.AsyncClient(transport=httpx.MockTransport(gateway.answer)) as client:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(gateway.answer), verify=False) as client:
         sender = HeartbeatSender(client, WorkerArguments(model="m", **facts), make_beat)
         sender.start()
         yield sender

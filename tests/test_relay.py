@@ -41,7 +41,7 @@ class Gate:
         self.relay = relay
         self.registry = registry
         self.metrics = metrics
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False)
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, verify=False)
 
     def add(self, worker_id: str, address: tuple[str, int], model: str = MODEL) -> None:
         beat = Heartbeat(worker_id=worker_id, model_name=model, backend="x", host=address[0], port=address[1])

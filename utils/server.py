@@ -39,6 +39,7 @@ class Server(uvicorn.Server):
         protocol: Callable[..., asyncio.Protocol] = HttpProtocol,
     ) -> None:
         self._sock = sock
+        self._stopped = asyncio.Event()
         super().__init__(
             uvicorn.Config(
                 app,
@@ -66,6 +67,14 @@ class Server(uvicorn.Server):
         """Serves until ``stop`` is called; then finishes what is in flight, at most ``drain_timeout_s``."""
         await self.serve(sockets=[self._sock])
 
+    async def main_loop(self) -> None:
+        """uvicorn's own wakes ten times a second to see whether it is to stop: here it is told."""
+        while not self.should_exit:
+            await self.on_tick(0)  # the date that answers bear
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), 1.0)
+
     def stop(self, *, at_once: bool = False) -> None:
         self.should_exit = True
+        self._stopped.set()
         self.force_exit = self.force_exit or at_once
