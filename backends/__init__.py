@@ -7,6 +7,7 @@ from utils.errors import ConfigError
 
 BACKENDS = {
     "vllm": ("backends.vllm_backend", "VLLMBackend"),
+    "sglang": ("backends.sglang_backend", "SGLangBackend"),
     "fake": ("backends.fake_backend", "FakeBackend"),
 }
 

@@ -17,17 +17,17 @@ from typing import Any, ClassVar, Final, NoReturn
 
 import psutil
 
+from backends import cpu_shims
 from backends.base import ASGIApp, BaseBackend, Doors, EngineDied, Progress, kill_children
+from backends.complaints import complaints_as_config_errors, one_sentence
+from backends.engine_arguments import check_model_folder, engine_argv, given_options, shown_arguments
 from backends.engine_thread import EngineThread
 from backends.status import EngineFacts, WorkerStatus
-from backends.vllm_arguments import check_model_folder, engine_argv, given_options, shown_arguments
 from backends.vllm_complaints import (
-    complaints_as_config_errors,
     explain_failed_start,
     explain_foreign,
     explain_unrecognized,
     name_dead_process,
-    one_sentence,
 )
 from backends.vllm_cpu import cpu_defaults
 from config.args import WorkerArguments
@@ -35,7 +35,7 @@ from utils.common import package_version
 from utils.errors import ConfigError, IChatError
 from utils.logger import EventLogger
 
-IMPORTS: Final = ("torch", "transformers", "vllm", "vllm.engine.arg_utils")
+IMPORTS: Final = ("transformers", "vllm", "vllm.engine.arg_utils")
 """In this order, each for itself: a worker that is stopped meanwhile waits for one of them, not for all."""
 ENGINE_EXIT_S: Final = 10.0
 """How long the engine's processes may take to let go of their devices; requests have been drained before."""
@@ -85,6 +85,9 @@ class VLLMBackend(BaseBackend):
             raise EngineDied(explain_failed_start(error)) from error
 
     async def _load(self) -> ASGIApp:
+        torch = await self._thread.run(importlib.import_module, "torch")
+        if not torch.cuda.is_available():
+            cpu_shims.activate(os.environ)
         for module in IMPORTS:
             await self._thread.run(importlib.import_module, module)
         args, shown = await self._thread.run(self._parse_vllm_args)

@@ -1,16 +1,10 @@
 """What vLLM complains about, in words that say what to do. Plain text; no vLLM here."""
 
-import contextlib
-import difflib
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from backends.base import EngineDied
-from utils.errors import ConfigError, IChatError
+from backends.complaints import explain_nearest, one_sentence
 from utils.logger import EventLogger
-
-MAX_MESSAGE: Final = 400
 
 SPECULATIVE: Final = 'write --speculative-config \'{"model": ..., "num_speculative_tokens": ...}\''
 FROM_MODEL: Final = "vLLM reads it from the model"
@@ -64,8 +58,6 @@ OURS: Final = {
 }
 """Arguments that vLLM knows, but that belong to its own server, which a worker is not."""
 
-NETWORK_ERRORS: Final = frozenset({"ConnectError", "ConnectTimeout", "ReadTimeout", "HfHubHTTPError"})
-
 logger = EventLogger("backend")
 
 
@@ -81,55 +73,13 @@ def explain_unknown(option: str, options: Collection[str], engine: str) -> str:
     name = option.lstrip("-").replace("_", "-").removeprefix("no-")
     if name in GONE:
         return f"{engine} has no argument {option} any more: {GONE[name]}"
-    nearest = difflib.get_close_matches(option.replace("_", "-"), sorted(options), n=3, cutoff=0.7)
-    if not nearest:
-        return f"{engine} has no argument {option}"
-    return f"{engine} has no argument {option}: did you mean {' or '.join(nearest)}?"
+    return explain_nearest(option, options, engine)
 
 
 def explain_foreign(given: Collection[str], engine: str) -> str:
     """What to say about arguments of vLLM's own server; empty where there are none. ``given``: those not default."""
     return "; ".join(f"a worker does not take --{name.replace('_', '-')} of {engine}: {hint}"
                      for name, hint in OURS.items() if name in given)  # fmt: skip
-
-
-def one_sentence(message: str) -> str:
-    """An error's text on one line, without what pydantic adds for programmers."""
-    text = re.sub(r"\d+ validation errors? for \w+\n", "", message)
-    text = re.sub(r" \[type=.*?(?=\n\S|\n\s+For further|\Z)", "", text, flags=re.DOTALL)
-    text = re.sub(r"\n\s+For further information visit \S+", "", text)
-    text = re.sub(r"^(\w+)\n  (?=\S)", r"\1: ", text, flags=re.MULTILINE)
-    text = re.sub(r"\b(Value error, |Assertion failed, |Error: )", "", text)
-    text = " ".join(text.split())
-    if len(text) <= MAX_MESSAGE:
-        return text
-    whole = text[:MAX_MESSAGE].rpartition(". ")[0]
-    return f"{whole}." if whole else f"{text[: MAX_MESSAGE - 4]} ..."
-
-
-@contextlib.contextmanager
-def complaints_as_config_errors(engine_name: str) -> Iterator[None]:
-    """What vLLM says about arguments, as one sentence. What other arguments would not help is an EngineDied."""
-    try:
-        yield
-    except IChatError:
-        raise
-    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError, OSError) as error:
-        kind = EngineDied if is_network_trouble(error) else ConfigError
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise kind(f"{engine_name}: {one_sentence(text or type(error).__name__)}") from error
-    except Exception as error:
-        logger.error("engine_config_failed", exc_info=error)
-        raise EngineDied(f"{engine_name}: {one_sentence(f'{type(error).__name__}: {error}')}") from error
-
-
-def is_network_trouble(error: BaseException | None) -> bool:
-    """Whether a download failed for a reason that may pass. The hub's client has its own errors: known by name."""
-    while error is not None:
-        if isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ in NETWORK_ERRORS:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def explain_failed_start(error: Exception) -> str:

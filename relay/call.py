@@ -24,8 +24,8 @@ class Call:
     """
 
     __slots__ = ("_chunked", "_flow", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport",
-                 "disconnected", "expects_continue", "first_byte_at", "headers", "is_begun", "is_full", "is_old_http",
-                 "is_too_large", "is_whole", "keep_alive", "response_complete", "route", "started", "target",
+                 "disconnected", "expects_continue", "first_byte_at", "headers", "is_full", "is_old_http",
+                 "is_too_large", "keep_alive", "response_complete", "route", "started", "target",
                  "task")  # fmt: skip
 
     def __init__(
@@ -48,8 +48,6 @@ class Call:
         self.keep_alive = True  # its connection is for others after it; uvicorn's shutdown takes that back
         self.is_old_http = False  # HTTP/1.0 knows no chunks
         self.expects_continue = False
-        self.is_begun = False  # no earlier request of its connection is under way
-        self.is_whole = False  # all of the body is here
         self.is_too_large = False
         self.task: asyncio.Task[None] | None = None
         self.started = False  # the client has got the head of an answer
@@ -142,6 +140,10 @@ class Call:
         """No length was promised: more can be said."""
         return self._chunked or self._left < 0
 
+    def give_up(self) -> None:
+        """The client has not read for too long: to us it has gone."""
+        self._transport.abort()
+
     async def drain(self) -> None:
         """Returns when there is room again, or nobody left to read."""
         await self._flow.drain()
@@ -149,6 +151,5 @@ class Call:
     def _end(self, *, is_whole: bool) -> None:
         self.response_complete = True
         self._pieces = []
-        if not (self.keep_alive and is_whole):
-            self._transport.close()
+        self.keep_alive = self.keep_alive and is_whole
         self._on_end()

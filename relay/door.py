@@ -9,18 +9,25 @@ from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from relay.call import Call
 from relay.headers import Header
 from relay.request import body_timeout, body_too_large
-from utils.errors import ApiError
+from utils.errors import ApiError, BadRequest
+from utils.logger import EventLogger
 from utils.server import KEEP_ALIVE_S, HttpProtocol
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""A client whose request line and headers are longer than this is refused."""
+"""A client whose request line and headers are longer than this, and one read, is refused."""
+LAST_READ_S: Final = 30.0
+"""How long a client may take to read the rest of what was written to a connection that is closed."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-NO_HEAD: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+HEAD_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+)
+NO_HTTP: Final = "This is no valid HTTP request."
+
+logger = EventLogger("relay")
 
 
 class Relaying(Protocol):
@@ -43,19 +50,27 @@ class Relaying(Protocol):
         """Its client has gone, at any time before the answer's end."""
 
 
+class StopParsing(Exception):
+    """Raised in a callback of the parser: what follows on this connection is not for us."""
+
+
 class Door(HttpProtocol):
-    """One client's connection."""
+    """One client's connection, with one request on it at a time.
+
+    A request that comes before the one ahead of it is answered (pipelining) is not taken: the connection is closed
+    after that answer, and whoever pipelines asks again (RFC 9112, 9.3.2). What would wait here would have no bounds.
+    """
 
     def __init__(self, relay: Relaying, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._relay = relay
-        self._incoming: Call | None = None  # the request whose body is being read, if it is a call
-        self._active: Call | None = None  # the call that is accepted and not answered yet
+        self._call: Call | None = None  # the current request, if it is a call
+        self._is_deaf = False  # nothing more is taken from this connection
         self._incomplete = False  # in the middle of a request
         self._head_size: int | None = None  # bytes of a head that is not whole
         self._unparsed = 0  # bytes of a body that the parser leaves to us
         # One timer a connection, moved on when it fires: cheaper than one for every request.
-        self._due = 0.0  # the loop's time by which the client must have sent something; 0: it need not
+        self._due = 0.0  # the loop's time by which the client must have done something; 0: it need not
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -69,59 +84,91 @@ class Door(HttpProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        call, self._active = self._active, None
-        if isinstance(self.cycle, Call):
-            self.cycle = None  # what follows is for uvicorn's own
-        self.pipeline.clear()
+        call, self._call = self._call, None
+        if call is not None:
+            self.cycle = None  # type: ignore[assignment]  # what follows is for uvicorn's own
         super().connection_lost(exc)
         if call is not None and not call.response_complete:
             call.disconnected = True
             self._relay.lose(call)
 
-    def data_received(self, data: bytes) -> None:
-        if self._unparsed:
-            self._take_unparsed(data)
-            return
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.send_400_response("This is no valid HTTP request.")
-            return
-        except httptools.HttpParserUpgrade as upgrade:
-            self._take_unparsed(data[upgrade.args[0] :])
-            return
-        if self._incomplete:
-            self._wait_for_rest(len(data))
-
-    def send_400_response(self, msg: str) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            super().send_400_response(msg)
-        else:
-            self.transport.close()  # what would be said now would become part of the answer under way
-
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._active is not None:
-            self._active.is_full = True
+        if self._call is not None:
+            self._call.is_full = True
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._active is not None:
-            self._active.is_full = False
+        if self._call is not None:
+            self._call.is_full = False
+
+    def data_received(self, data: bytes) -> None:
+        while data and not self._is_deaf:
+            if self._unparsed:
+                data = self._take_unparsed(data)
+                continue
+            size = len(data)
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            except httptools.HttpParserCallbackError as error:
+                self._is_deaf = True
+                if not isinstance(error.__context__, StopParsing):
+                    logger.error("request_crashed", exc_info=error.__context__ or error)
+                    self._close()
+                return
+            except httptools.HttpParserError:
+                self._refuse_bytes()
+                return
+            if self._incomplete:
+                self._wait_for_rest(size)
+
+    def _refuse_bytes(self) -> None:
+        """The client sent something that is no HTTP; to an answer under way nothing may be added."""
+        self._is_deaf = True
+        call = self._call
+        if self._is_free:
+            self.send_400_response(NO_HTTP)
+        elif call is not None and self._incomplete:
+            call.keep_alive = False
+            self._relay.refuse(call, BadRequest(f"{NO_HTTP} Its body is broken"))
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._expect_within(LAST_READ_S)
 
     # -- the parser ------------------------------------------------------------------------------------------------
 
+    @property
+    def _is_free(self) -> bool:
+        """No request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
     def on_message_begin(self) -> None:
+        if not self._is_free:
+            self.cycle.keep_alive = False
+            raise StopParsing
+        if self.flow.write_paused or self.transport.is_closing():  # answers pile up that nobody reads
+            self._close()
+            raise StopParsing
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        self._incoming = None
+        self._call = None
         self._incomplete = True
-        self._head_size = 0
+        self._head_size = -1
 
     def on_headers_complete(self) -> None:
         self._head_size = None
-        route = self._route() if self.parser.get_method() == b"POST" else None
+        method = self.parser.get_method()
+        if self.parser.should_upgrade():
+            # We decline by answering in this protocol (RFC 9110, 7.8).
+            self._unparsed = self._length_behind_upgrade(method)
+        route = self._route() if method == b"POST" else None
         if route is None:
             self._hand_to_app()
             return
@@ -129,98 +176,55 @@ class Door(HttpProtocol):
         call = Call(
             self.transport, self.flow, self.on_response_complete, route, self._target(), headers, self._relay.max_body
         )
-        call.expects_continue = self.expect_100_continue
         call.is_old_http = self.parser.get_http_version() == "1.0"
+        call.expects_continue = self.expect_100_continue and not call.is_old_http
         call.keep_alive = self.parser.should_keep_alive() and not call.is_old_http
-        if self.parser.should_upgrade():
-            self._unparsed = length_of(headers)
-        before, self.cycle = self.cycle, call  # type: ignore[assignment]
-        self._incoming = call
-        if before is None or before.response_complete:
-            self._begin(call)
-        else:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((call, self.app))  # type: ignore[arg-type]
+        self.cycle = call  # type: ignore[assignment]
+        self._call = call
+        self._relay.accept(call)
+        if call.expects_continue and not call.response_complete:
+            self.transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
-        call = self._incoming
+        call = self._call
         if call is None:
             super().on_body(body)
         elif not call.add(body):
-            if call is self._active:
+            if call.response_complete:
+                self._close()
+            else:
                 call.keep_alive = False
                 self._relay.refuse(call, body_too_large(self._relay.max_body))
-            else:
-                self.transport.close()
+            raise StopParsing
 
     def on_message_complete(self) -> None:
         if self._unparsed:
             return
         self._incomplete = False
-        self._due = 0.0
-        call = self._incoming
+        call = self._call
         if call is None:
             super().on_message_complete()
+        elif not call.response_complete:
+            self._due = 0.0
+            if call.is_too_large:
+                self._relay.refuse(call, body_too_large(self._relay.max_body))
+            else:
+                self._relay.serve(call)
             return
-        call.is_whole = True
-        if call is self._active:
-            self._serve(call)
-
-    def _take_unparsed(self, data: bytes) -> None:
-        """The body of a request that offers to speak another protocol, as Java's HTTP client does by default.
-
-        We decline by answering in this one (RFC 9110, 7.8). But httptools takes such a request for one without a body.
-        """
-        body, rest = data[: self._unparsed], data[self._unparsed :]
-        self._unparsed -= len(body)
-        self.on_body(body)
-        if self._unparsed:
-            self._wait_for_rest(len(data))
+        if self._is_free:
+            self._expect_within(KEEP_ALIVE_S)
         else:
-            if self._incomplete:
-                self.on_message_complete()
-            if rest:
-                self.data_received(rest)
-
-    # -- calls, one after another ----------------------------------------------------------------------------------
-
-    def _begin(self, call: Call) -> None:
-        if self.transport.is_closing():
-            return
-        call.is_begun = True
-        call.is_full = self.flow.write_paused
-        self._active = call
-        self._relay.accept(call)
-        if call is not self._active:
-            return  # it is answered already
-        if call.is_whole:
-            self._serve(call)
-        elif call.expects_continue:
-            self.transport.write(CONTINUE)
-
-    def _serve(self, call: Call) -> None:
-        if call.is_too_large:
-            self._relay.refuse(call, body_too_large(self._relay.max_body))
-        else:
-            self._relay.serve(call)
+            self._due = 0.0
 
     def on_response_complete(self) -> None:
         """The answer to the current request has been written, a call's or the app's."""
         self.server_state.total_requests += 1
-        self._active = None
-        if self.transport.is_closing():
-            return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if self._is_deaf or self.transport.is_closing() or not self.cycle.keep_alive:
+            self._is_deaf = True
+            self._close()
         else:
             self._expect_within(KEEP_ALIVE_S)
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle | Call, app: Any) -> None:
-        if isinstance(cycle, Call):
-            self.loop.call_soon(self._begin, cycle)  # not now: a thousand wrong requests would be a deep recursion
-        else:
-            super()._start_asgi_task(cycle, app)
 
     def _hand_to_app(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -246,18 +250,42 @@ class Door(HttpProtocol):
         parsed = httptools.parse_url(self.url)
         return b"%b?%b" % (parsed.path, parsed.query) if parsed.query else bytes(parsed.path)
 
+    # -- requests that offer another protocol, as Java's HTTP client does by default --------------------------------
+
+    def _length_behind_upgrade(self, method: bytes) -> int:
+        """The body's length: httptools takes such a request for one without a body, and what follows for the next."""
+        if method == b"CONNECT" or any(name == b"transfer-encoding" for name, _ in self.headers):
+            self.send_400_response("Send a Content-Length, or no Upgrade header.")
+            raise StopParsing
+        return length_of(self.headers)
+
+    def _take_unparsed(self, data: bytes) -> bytes:
+        """A piece of such a body; returns what is not of it."""
+        body, rest = data[: self._unparsed], data[self._unparsed :]
+        self._unparsed -= len(body)
+        try:
+            self.on_body(body)
+        except StopParsing:
+            self._is_deaf = True
+            return b""
+        if self._unparsed:
+            self._wait_for_rest(len(body))
+        elif self._incomplete:
+            self.on_message_complete()
+        return rest
+
     # -- time ------------------------------------------------------------------------------------------------------
 
     def _wait_for_rest(self, size: int) -> None:
-        """A request has come in part."""
-        if self._head_size is not None:
-            self._head_size += size
-            if self._head_size > MAX_HEAD_BYTES:
-                if self._active is None:
-                    self.transport.write(NO_HEAD)
-                self.transport.close()
-        elif self._incoming is None or self._incoming.is_begun:
+        """A request has come in part; ``size`` bytes of the last read, which may hold an earlier one's end."""
+        if self._head_size is None:
             self._expect_within(self._relay.body_timeout_s)
+            return
+        self._head_size = self._head_size + size if self._head_size >= 0 else 0
+        if self._head_size > MAX_HEAD_BYTES:
+            self._is_deaf = True
+            self.transport.write(HEAD_TOO_LARGE)
+            self._close()
 
     def _expect_within(self, seconds: float) -> None:
         self._due = self.loop.time() + seconds
@@ -279,12 +307,14 @@ class Door(HttpProtocol):
             self._arm()
             return
         self._due = 0.0
-        call = self._incoming
-        if self._incomplete and call is not None and call is self._active:
+        call = self._call
+        if self.transport.is_closing():
+            self.transport.abort()  # whoever does not read must not keep us
+        elif self._incomplete and call is not None and not call.response_complete:
             call.keep_alive = False
             self._relay.refuse(call, body_timeout(self._relay.body_timeout_s))
         else:
-            self.transport.close()
+            self._close()
 
 
 def length_of(headers: list[Header]) -> int:

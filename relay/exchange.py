@@ -48,6 +48,9 @@ class Sink(Protocol):
 
     def push(self, piece: bytes, last: bool) -> None: ...
 
+    def give_up(self) -> None:
+        """It has had no room for as long as a worker may be silent."""
+
     async def drain(self) -> None: ...
 
 
@@ -133,13 +136,17 @@ class Exchange:
         self._wake()
 
     def measure_silence(self, passed_s: float, limit_s: float) -> None:
-        """``passed_s`` have gone by since the last call. Who waits for a slow client is not silent."""
-        if self.heard or self._size:
+        """``passed_s`` have gone by since the last call. A worker that is not read from cannot be heard."""
+        if self.heard:
             self.heard = False
             self._silent_s = 0.0
             return
         self._silent_s += passed_s
-        if self._silent_s >= limit_s:
+        if self._silent_s < limit_s:
+            return
+        if self._sink is not None and self._sink.is_full:
+            self._sink.give_up()
+        else:
             self.fail(WorkerSilent(f"sent nothing for {limit_s:g} s"))
 
     def _flush(self, sink: Sink) -> None:
@@ -239,7 +246,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._break(BadAnswer(f"answered something that is no HTTP/1.1: {error}"))
             return
         if not exchange.started:
@@ -281,12 +288,9 @@ class Connection(asyncio.Protocol):
             self._headers = []  # an interim answer such as 100 Continue: the real one follows
             return
         exchange.status = status
-        exchange.headers = self._headers
+        exchange.headers, self._headers = self._headers, []  # what follows the body are no headers of it
         exchange.started = True
-        # Neither length nor chunks: the body ends with the connection (RFC 9112, 6.3).
-        self._until_close = status not in (204, 304) and not any(
-            name in (b"content-length", b"transfer-encoding") for name, _ in self._headers
-        )
+        self._until_close = status not in (204, 304) and ends_with_connection(exchange.headers)
 
     def on_body(self, body: bytes) -> None:
         exchange = self._exchange
@@ -301,3 +305,13 @@ class Connection(asyncio.Protocol):
             self._exchange.done = True
             # To be asked here: the parser has forgotten it when the next call begins.
             self._keep_alive = self._parser.should_keep_alive()
+
+
+def ends_with_connection(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a body has neither a length nor chunks (RFC 9112, 6.3)."""
+    for name, value in headers:
+        if name == b"content-length":
+            return False
+        if name == b"transfer-encoding":
+            return value.rpartition(b",")[2].strip().lower() != b"chunked"
+    return True

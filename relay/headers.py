@@ -39,6 +39,14 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     return b"req-" + os.urandom(16).hex().encode()
 
 
+def to_worker(headers: list[Header], connection: bytes) -> list[Header]:
+    """The client's headers without those that its ``connection`` header names as being of this hop only."""
+    if connection.lower() in (b"", b"keep-alive", b"close"):
+        return headers
+    named = {token.strip().lower() for token in connection.split(b",")}
+    return [header for header in headers if header[0] not in named]
+
+
 def request_head(
     target: bytes, address: tuple[str, int], headers: Iterable[Header], request: bytes, length: int
 ) -> bytes:

@@ -13,7 +13,7 @@ from relay import policy
 from relay.access import Access
 from relay.call import Call
 from relay.exchange import BadAnswer, ConnectFailed, Exchange, UpstreamError, WorkerSilent
-from relay.headers import Header, answer_headers, request_head, request_id
+from relay.headers import Header, answer_headers, request_head, request_id, to_worker
 from relay.request import body_too_large, check_content_type, parse_fields
 from relay.upstream import Upstream
 from utils.errors import ApiError, InternalError, ModelNotFound, NoReplicaReady, WorkerBroke, WorkerTimeout
@@ -113,8 +113,8 @@ class Relay:
 
     def lose(self, call: Call) -> None:
         """The client has gone: so does its request at the worker."""
-        flight = self._flights[call]
-        if not self._cancel(flight):
+        flight = self._flights.get(call)
+        if flight is not None and not self._cancel(flight):
             self._end(flight)
 
     def cut_flights(self) -> None:
@@ -162,6 +162,7 @@ class Relay:
     async def _forward(self, flight: Flight, body: bytes) -> None:
         """Raises ApiError."""
         call, model = flight.call, str(parse_fields(body).model)
+        headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
         tried: list[str] = []
         last: ApiError | None = None
         while flight.attempts < self._max_attempts:
@@ -174,7 +175,7 @@ class Relay:
             exchange: Exchange | None = None
             try:
                 address = (replica.host, replica.port)
-                head = request_head(call.target, address, call.headers, flight.id, len(body))
+                head = request_head(call.target, address, headers, flight.id, len(body))
                 exchange = await self._upstream.open(address, head, body)
                 if exchange.status == 503 and (state := is_turned_away(exchange)):
                     tried.append(replica.worker_id)

@@ -105,6 +105,6 @@ class Upstream:
             raise ConnectFailed(message, refused=False) from None
         except ConnectionRefusedError as error:
             raise ConnectFailed("refused the connection", refused=True) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name may be none that can be looked up
             raise ConnectFailed(f"cannot be connected to: {error}", refused=False) from error
         return connection

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from prometheus_client import generate_latest
 
 from relay.door import MAX_HEAD_BYTES
 from tests.scripted import OK, answering, read_request, scripted
@@ -81,11 +82,22 @@ async def test_a_request_may_come_byte_by_byte() -> None:
     assert headers["x-ichat-worker"] == "w"
 
 
-async def test_requests_in_a_row_are_answered_in_their_order() -> None:
-    async with open_door(*[OK] * 3) as (_, one):
-        one.send(request() + request(b"{") + b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" + request() + request(b"[]"))
-        statuses = [(await one.answer())[0] for _ in range(5)]
-    assert statuses == [200, 400, 418, 200, 400]
+async def test_requests_one_after_the_other_share_a_connection() -> None:
+    async with open_door(OK, OK) as (_, one):
+        statuses = []
+        for each in (request(), request(b"{"), b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n", request()):
+            one.send(each)
+            statuses.append((await one.answer())[0])
+    assert statuses == [200, 400, 418, 200]
+
+
+async def test_a_request_that_does_not_wait_for_its_turn_is_not_taken() -> None:
+    async with open_door(OK, OK) as (gate, one):
+        one.send(request() * 3)
+        assert (await one.answer())[0] == 200
+        assert await one.rest() == b""
+        assert gate.relay.in_flight == {}
+        assert b'status="200"} 1.0' in generate_latest(gate.metrics)
 
 
 async def test_a_thousand_wrong_requests_at_once_are_a_thousand_answers() -> None:
@@ -214,18 +226,89 @@ async def test_garbage_behind_a_request_does_not_get_into_its_answer() -> None:
         one.send(request())
         await reached.wait()
         one.send(b"\x00garbage\r\n\r\n")
+        await asyncio.sleep(0.02)
+        gate.relay.cut_flights()
         assert b" 400 " not in await one.rest()
         await asyncio.wait_for(worker.closed.wait(), 5)
         assert gate.relay.in_flight == {}
 
 
+async def test_garbage_within_a_body_is_a_400() -> None:
+    async with open_door() as (_, one):
+        one.send(request(b"").rpartition(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\nnonsense\r\n")
+        assert (await one.rest()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_the_body_of_an_offer_of_another_protocol_is_never_taken_for_a_request() -> None:
+    hidden = request()
+    offer = [b"connection: upgrade", b"upgrade: h2c"]
+    async with open_door(OK) as (gate, one):
+        one.send(request(hidden, *offer, target=b"/elsewhere") + request(hidden, *offer))
+        assert (await one.answer())[0] == 418
+        assert (await one.rest()).count(b"HTTP/1.1 ") <= 1
+        assert b'status="200"' not in generate_latest(gate.metrics)
+
+
+async def test_an_offer_of_another_protocol_needs_a_length() -> None:
+    head = request(b"", b"connection: upgrade", b"upgrade: h2c").rpartition(b"content-length")[0]
+    async with open_door(OK) as (_, one):
+        one.send(head + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
+        assert (await one.rest()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
+    wrong = request(b"").replace(b"application/json", b"text/plain")
+    async with open_door() as (_, one):
+        for _ in range(200):
+            one.send(wrong * 200)
+            await asyncio.sleep(0)
+        answers = (await one.rest()).count(b"HTTP/1.1 415 ")
+    assert 0 < answers < 200 * 200
+
+
+async def test_a_head_may_come_in_one_read_with_the_end_of_a_long_request() -> None:
+    wrong = request(b"x" * 60_000).replace(b"application/json", b"text/plain")
+    async with open_door(OK) as (_, one):
+        one.send(wrong + request()[:40])
+        assert (await one.answer())[0] == 415
+        one.send(request()[40:])
+        assert (await one.answer())[0] == 200
+
+
+async def test_a_client_that_stops_reading_is_given_up() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n")
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    async with door(answer_timeout_s=0.2) as gate, scripted(script) as (worker, address), client(gate) as one:
+        gate.add("w", address)
+        one.send(request())
+        await asyncio.wait_for(worker.closed.wait(), 10)
+        assert gate.relay.in_flight == {}
+
+
+async def test_a_crash_is_logged_and_ends_one_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_door(OK) as (gate, one), client(gate) as other:
+        with monkeypatch.context() as broken:
+            broken.setattr(gate.relay, "accept", lambda _: 1 / 0)
+            one.send(request())
+            assert await one.rest() == b""
+        other.send(request())
+        assert (await other.answer())[0] == 200
+
+
 async def test_an_idle_or_half_asked_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.door.KEEP_ALIVE_S", 0.05)
-    async with open_door(OK) as (gate, one), client(gate) as silent, client(gate) as half:
+    async with open_door(OK) as (gate, one), client(gate) as silent, client(gate) as half, client(gate) as refused:
+        refused.send(request().replace(b"application/json", b"text/plain"))
+        assert (await refused.answer())[0] == 415
         half.send(b"POST %b HTTP/1.1\r\nhost" % ROUTE)
         one.send(request())
         assert (await one.answer())[0] == 200
-        assert [await each.rest() for each in (one, silent, half)] == [b"", b"", b""]
+        assert [await each.rest() for each in (one, silent, half, refused)] == [b""] * 4
 
 
 async def test_a_client_that_reads_nothing_holds_the_worker_back() -> None:

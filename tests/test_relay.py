@@ -272,6 +272,43 @@ async def test_garbage_from_a_worker_is_a_502_that_names_the_hop() -> None:
     assert "worker odd" in error_of(answer)["message"]
 
 
+async def test_a_worker_that_switches_protocols_is_a_502() -> None:
+    switch = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
+    async with door() as gate, scripted(answering(switch)) as (_, address):
+        gate.add("odd", address)
+        assert error_of(await gate.chat())["code"] == "bad_worker_answer"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\nx-other: yes\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx-other: yes\r\n\r\n",
+    ],
+)
+async def test_what_follows_an_answer_is_no_part_of_its_head(answer: bytes) -> None:
+    async with door() as gate, scripted(answering(answer)) as (_, address):
+        gate.add("w", address)
+        got = await gate.chat()
+    assert got.content == b"hello"
+    assert "x-other" not in got.headers
+
+
+async def test_headers_of_the_clients_hop_stay_there() -> None:
+    seen: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(OK)
+
+    async with door() as gate, scripted(script) as (_, address):
+        gate.add("w", address)
+        gate.http.headers.update({"connection": "keep-alive, X-Hop", "x-hop": "1", "x-kept": "2"})
+        await gate.chat()
+    assert b"x-hop" not in seen[0].lower()
+    assert b"x-kept: 2" in seen[0]
+
+
 async def test_a_silent_worker_is_a_504() -> None:
     async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await read_request(reader)

@@ -52,6 +52,9 @@ class Pieces:
         self.is_whole = last
         self.grew.set()
 
+    def give_up(self) -> None:
+        raise AssertionError("nobody is that slow here")
+
     async def drain(self) -> None:
         await asyncio.sleep(0)
         self.is_full = False

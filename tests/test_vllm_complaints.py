@@ -5,14 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from backends.base import EngineDied
+from backends.complaints import MAX_MESSAGE, complaints_as_config_errors, one_sentence
 from backends.vllm_complaints import (
-    MAX_MESSAGE,
-    complaints_as_config_errors,
     explain_failed_start,
     explain_foreign,
     explain_unrecognized,
     name_dead_process,
-    one_sentence,
 )
 from tests.doubles import logged
 from utils.errors import ConfigError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.vllm_arguments import MASK, check_model_folder, engine_argv, given_options, shown_arguments
+from backends.engine_arguments import MASK, check_model_folder, engine_argv, given_options, shown_arguments
 from config.args import WorkerArguments
 from utils.errors import ConfigError
 

@@ -1,0 +1,90 @@
+"""SGLang's app, with what it answers wrongly put right: reranking."""
+
+import json
+from collections.abc import Collection
+from typing import Any, Final
+
+from backends.base import ASGIApp
+from utils.errors import BadRequest
+
+RERANK: Final = frozenset({"/rerank", "/v1/rerank", "/v2/rerank"})
+
+
+class SGLangApp:
+    """Raw ASGI. All but reranking is SGLang's own."""
+
+    def __init__(self, app: ASGIApp, tasks: Collection[str]) -> None:
+        self._app = app
+        self._reranks = "score" in tasks
+        self._tasks = tasks
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in RERANK:
+            await self._app(scope, receive, send)
+        elif self._reranks:
+            await self._rerank(scope, receive, send)
+        else:
+            # SGLang would answer with numbers that mean nothing.
+            kinds = ", ".join(sorted(self._tasks))
+            error = BadRequest(f"this model cannot rerank, it can {kinds}: ask one that was made for reranking")
+            await answer(send, 400, error.body())
+
+    async def _rerank(self, scope: Any, receive: Any, send: Any) -> None:
+        """SGLang answers a bare list; Cohere's and Jina's clients, and vLLM, know ``results``."""
+        request = await read(receive)
+        if request is None:
+            return
+        head: dict[str, Any] = {}
+        pieces: list[bytes] = []
+
+        async def keep(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                head.update(message)
+            else:
+                pieces.append(message.get("body", b""))
+
+        replies = iter([{"type": "http.request", "body": request, "more_body": False}])
+
+        async def replay() -> Any:
+            return next(replies, None) or await receive()
+
+        await self._app({**scope, "path": "/v1/rerank", "raw_path": b"/v1/rerank"}, replay, keep)
+        body = b"".join(pieces)
+        await answer(send, head["status"], reshape(request, body) if head["status"] == 200 else body)
+
+
+def reshape(request: bytes, body: bytes) -> bytes:
+    """``[{"score", "index", "document"}]`` as ``{"results": [{"index", "relevance_score", "document"}]}``."""
+    rows = json.loads(body)
+    if not isinstance(rows, list):
+        return body
+    asked = json.loads(request)
+    documents = asked.get("documents") or []
+    results = [
+        {
+            "index": row["index"],
+            "relevance_score": row["score"],
+            "document": {"text": documents[row["index"]]},
+        }
+        for row in sorted(rows, key=lambda row: -float(row["score"]))
+    ]
+    top = asked.get("top_n")
+    return json.dumps({"model": asked.get("model"), "results": results[:top] if top else results}).encode()
+
+
+async def read(receive: Any) -> bytes | None:
+    """The whole body; None when the client has gone."""
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(pieces)
+
+
+async def answer(send: Any, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
