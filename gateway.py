@@ -27,7 +27,7 @@ from fleet.fleet import Fleet, FleetSettings
 from monitor.log_collector import LogCollector
 from monitor.metrics import RelayMetrics, WorkersCollector
 from monitor.prober import Prober
-from monitor.registry import WorkerRegistry
+from monitor.registry import Worker, WorkerRegistry
 from relay.access import Access
 from relay.door import Door
 from relay.relay import Relay
@@ -53,6 +53,7 @@ class Gateway:
         self.port: int = self._sock.getsockname()[1]
         token = own.worker_token.get_secret_value() if own.worker_token else ""
         self.registry = WorkerRegistry(forget_after_s=own.forget_after_s)
+        self.registry.subscribe(log_change)
         self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
         self._logs = LogCollector(self.registry, self._client, token=token)
         self._upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
@@ -109,6 +110,14 @@ class Gateway:
             logger.warning("data_plane_open", why="server_settings.keys is empty: whoever reaches this port may ask")
 
 
+def log_change(worker_id: str, old: Worker | None, new: Worker | None) -> None:
+    """A line for every worker that comes, goes, or gets into another state."""
+    was, now = (worker.state.value if worker else "-" for worker in (old, new))
+    if was != now:
+        reason = (new.reason if new else "") or "-"
+        logger.info("worker_state", worker_id=worker_id, was=was, now=now, reason=reason)
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Raises ConfigError."""
     try:
@@ -118,6 +127,16 @@ def bind(host: str, port: int) -> socket.socket:
             f"port {port} on {host} cannot be listened on ({error.strerror or error}): "
             "end the program that uses it, or set server_settings.port"
         ) from error
+
+
+def check_backends(settings: GatewaySettings) -> None:
+    """Raises ConfigError for a managed worker whose backend does not exist; its file is not imported."""
+    files = Path(__file__).resolve().parent.glob("backends/*_backend.py")
+    known = sorted(file.stem.removesuffix("_backend") for file in files)
+    for number, worker in enumerate(settings.managed_workers):
+        if worker.backend not in known:
+            where = f"managed_workers.{number}.backend"
+            raise ConfigError(f"{where}: there is no backend {worker.backend!r}: there are {', '.join(known)}")
 
 
 def fleet_settings(settings: GatewaySettings, port: int, token: str) -> FleetSettings:
@@ -148,6 +167,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = load_settings(arguments.config)
+        check_backends(settings)
         setup_logging(settings.server_settings.log_level)
         raise_open_files_limit()
         uvloop.run(serve(settings))

@@ -36,7 +36,8 @@ async def serve(argv: list[str]) -> None:
     create_backend = backend_class(arguments.backend)
     loop = asyncio.get_running_loop()
     status, logs, traffic = WorkerStatus(), LogBuffer(), Traffic()
-    doors = WorkerApp(arguments, status, logs, traffic, create_registry(status, traffic))
+    metrics = create_registry(status, traffic, lambda: backend.progress())  # noqa: PLW0108 - it is made below
+    doors = WorkerApp(arguments, status, logs, traffic, metrics)
     backend = create_backend(arguments, status, doors)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, backend.request_stop)

@@ -7,7 +7,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.headers import request_id
-from utils.errors import BY_STATUS, ApiError, BadRequest, InternalError
+from relay.relay import ROUTES
+from utils.errors import BY_STATUS, ApiError, BadRequest, InternalError, MethodNotAllowed
 from utils.logger import EventLogger
 
 logger = EventLogger("api")
@@ -30,7 +31,10 @@ def install_error_envelope(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         kind = BY_STATUS.get(error.status_code, InternalError)
         message = str(error.detail)
-        if error.status_code == 404:
+        if error.status_code == 404 and request.url.path in ROUTES:
+            kind = MethodNotAllowed
+            message = f"{request.method} is not allowed on {request.url.path}: use POST"
+        elif error.status_code == 404:
             message = f"there is no route {request.method} {request.url.path[:200]}: GET /docs lists them"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "another method")

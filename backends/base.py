@@ -14,7 +14,7 @@ import psutil
 from backends.status import WorkerStatus
 from config.args import WorkerArguments
 from config.states import WorkerState
-from utils.common import bind_socket
+from utils.common import bind_socket, url_host
 from utils.errors import ConfigError, IChatError
 from utils.logger import EventLogger
 from utils.server import Server
@@ -151,6 +151,7 @@ class BaseBackend(ABC):
             ) from error
         sock.listen(4096)
         self.port = sock.getsockname()[1]
+        logger.info("worker_listening", address=f"http://{url_host(host)}:{self.port}", model=self.arguments.model_name)
         return sock
 
     async def _run_server_worker(self, sock: socket.socket) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from backends.base import EngineDied
+from config.args import own_options
 from utils.errors import ConfigError, IChatError
 from utils.logger import EventLogger
 
@@ -17,8 +18,9 @@ logger = EventLogger("backend")
 
 
 def explain_nearest(option: str, options: Collection[str], engine: str) -> str:
-    """What to say about an option that an engine does not have. ``options`` are its own, with their dashes."""
-    nearest = difflib.get_close_matches(option.replace("_", "-"), sorted(options), n=3, cutoff=0.7)
+    """What to say about an option that nobody has. ``options`` are the engine's own, with their dashes."""
+    known = sorted({*options, *own_options()})
+    nearest = difflib.get_close_matches(option.replace("_", "-"), known, n=3, cutoff=0.7)
     if not nearest:
         return f"{engine} has no argument {option}"
     return f"{engine} has no argument {option}: did you mean {' or '.join(nearest)}?"

@@ -9,13 +9,14 @@ The tokens of an answer follow from its prompt alone. A request may bring its ow
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from backends.base import ASGIApp, BaseBackend, Progress
+from backends.complaints import explain_nearest
 from backends.status import EngineFacts
 from config.args import WorkerParser
 from utils.common import package_version
@@ -32,6 +34,7 @@ from utils.errors import BadRequest, ConfigError
 
 WORDS = ("light", "river", "stone", "cloud", "green", "seven", "quiet", "maple", "north", "glass", "amber", "field")
 DIMENSIONS = 8
+CLIENT_GONE = 499
 FAULTS = ("", "hang", "die", "cut")
 
 
@@ -76,7 +79,7 @@ class FakeBackend(BaseBackend):
 
 
 def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
-    parser = WorkerParser(prog="fake", allow_abbrev=False)
+    parser = WorkerParser(prog="fake", allow_abbrev=False, add_help=False)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.0, help="tokens a second; 0: at once")
     parser.add_argument("--fault", choices=FAULTS, default="")
@@ -85,8 +88,8 @@ def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, default=4096)
     given, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        known = ", ".join(option for action in parser._actions for option in action.option_strings)
-        raise ConfigError(f"the fake engine has no argument {unknown[0]}: it has {known}")
+        options = [option for action in parser._actions for option in action.option_strings]
+        raise ConfigError(explain_nearest(unknown[0], options, "the fake engine"))
     return given
 
 
@@ -118,20 +121,28 @@ class FakeEngine:
         body = await read_json(request)
         if not isinstance(body.get("messages"), list):
             raise BadRequest("messages is missing: send a list of messages", param="messages")
-        return await self._generate(body, json.dumps(body["messages"]), "chat.completion", chat_choice)
+        return await self._generate(request, body, json.dumps(body["messages"]), "chat.completion", chat_choice)
 
     async def _complete(self, request: Request) -> Response:
         body = await read_json(request)
-        return await self._generate(body, str(body.get("prompt", "")), "text_completion", text_choice)
+        return await self._generate(request, body, str(body.get("prompt", "")), "text_completion", text_choice)
 
-    async def _generate(self, body: dict[str, Any], prompt: str, kind: str, choice: "ChoiceMaker") -> Response:
+    async def _generate(
+        self, request: Request, body: dict[str, Any], prompt: str, kind: str, choice: "ChoiceMaker"
+    ) -> Response:
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         script = override(self._script, body.get("fake") or {}, limit)
         answer = Answer(str(body["model"]), prompt, kind, choice)
         if body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(self._stream(answer, script, usage), media_type="text/event-stream")
-        words = [word async for word in self._tokens(prompt, script)]
+        words = []
+        tokens = self._tokens(prompt, script)
+        async with contextlib.aclosing(tokens):
+            async for word in tokens:
+                words.append(word)
+                if script.rate and await request.is_disconnected():
+                    return Response(status_code=CLIENT_GONE)
         return JSONResponse(answer.whole(words))
 
     async def _stream(self, answer: "Answer", script: Script, usage: bool) -> AsyncIterator[bytes]:
@@ -144,7 +155,7 @@ class FakeEngine:
             yield sse(answer.usage_chunk(count))
         yield b"data: [DONE]\n\n"
 
-    async def _tokens(self, prompt: str, script: Script) -> AsyncIterator[str]:
+    async def _tokens(self, prompt: str, script: Script) -> AsyncGenerator[str, None]:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
         self._running += 1
         try:

@@ -132,7 +132,7 @@ def create_parser() -> WorkerParser:
         "--model-name", "--served-model-name", "-n", dest="model_name", nargs="+", metavar="NAME",
         help="name that clients ask for; more names are aliases of it (default: the last part of --model)",
     )  # fmt: skip
-    model.add_argument("--backend", "-be", default=DEFAULTS.backend, metavar="NAME", help="engine: vllm, fake")
+    model.add_argument("--backend", "-be", default=DEFAULTS.backend, metavar="NAME", help="engine: vllm, sglang, fake")
     door = parser.add_argument_group("door")
     door.add_argument("--host", default="", help="address to listen on (default: 127.0.0.1, or all for a far gateway)")
     door.add_argument("--port", type=port, default=DEFAULTS.port, help="port to listen on; 0 takes a free one")
@@ -232,6 +232,11 @@ def default_worker_id(model_name: str, port_number: int) -> str:
     safe = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in model_name)
     suffix = str(port_number) if port_number else f"pid{os.getpid()}"
     return f"{safe}-{socket.gethostname()}-{suffix}"
+
+
+def own_options() -> list[str]:
+    """iChat's own options, for whoever looks for what a user may have meant."""
+    return [option for action in create_parser()._actions for option in action.option_strings]
 
 
 def port(text: str) -> int:

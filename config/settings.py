@@ -1,5 +1,6 @@
 """The gateway's settings: every key of config.yaml, frozen, and checked once at the start."""
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,7 +21,12 @@ LogLevel = Annotated[
 OWN_ARGUMENTS = frozenset({"model", "model_path", "model_name", "served_model_name", "backend", "host", "port",
                            "gateway_address", "worker_id", "heartbeat_interval", "drain_timeout"})  # fmt: skip
 """What the gateway itself says on a managed worker's command line: ``backend_args`` must not say it again."""
-KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+KeyHash = Annotated[
+    str,
+    BeforeValidator(lambda value: f"sha256:{value}" if re.fullmatch(r"[0-9a-f]{64}", str(value)) else value),
+    Field(pattern=r"^sha256:[0-9a-f]{64}$"),
+]
+"""As ``sha256sum`` prints it, with or without the name of the hash before it."""
 
 
 def unknown_key(key: str, known: list[str], elsewhere: str | None = None) -> str:

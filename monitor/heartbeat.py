@@ -84,11 +84,14 @@ class HeartbeatSender:
         self._make_beat = make_beat
         self._changed = asyncio.Event()
         self._complaint = ""
+        self._has_joined = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to beat; a worker without a gateway does not."""
-        if self._url:
+        if not self._url:
+            logger.info("no_gateway", why="no --gateway-address was given: this worker stands alone")
+        else:
             self._task = asyncio.create_task(self.run(), name="heartbeat")
 
     async def stop(self) -> None:
@@ -124,9 +127,9 @@ class HeartbeatSender:
         if answer.status_code != 200:
             self._complain(f"HTTP {answer.status_code}: {answer.text[:300]}")
             return False
-        if self._complaint:
-            logger.info("gateway_back", url=self._url)
-        self._complaint = ""
+        if not self._has_joined or self._complaint:
+            logger.info("gateway_back" if self._has_joined else "gateway_joined", url=self._url)
+        self._complaint, self._has_joined = "", True
         return True
 
     def _complain(self, complaint: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from config.states import GONE
+from config.states import WorkerState
 from monitor.registry import Worker, WorkerRegistry
 from utils.common import Tasks
 from utils.logger import EventLogger
@@ -15,6 +15,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 
 Connect = Callable[[str, int], Awaitable[None]]
 """Opens and closes a connection. Raises OSError (refused, unreachable) or TimeoutError."""
+
+ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 
 logger = EventLogger("prober")
 
@@ -46,7 +48,7 @@ class Prober:
         self._registry.expire(time.monotonic())
         started = []
         for worker in self._registry.workers():
-            if worker.id not in self._busy and worker.last_beat is not None and worker.state not in GONE:
+            if worker.id not in self._busy and worker.last_beat is not None and worker.state not in ENDED:
                 self._busy.add(worker.id)
                 started.append(self._tasks.start(self._probe(worker), f"probe-{worker.id}"))
         return started

@@ -50,6 +50,8 @@ class Worker:
         """The worker's own word, unless the gateway knows better."""
         if self.verdict is not None:
             return self.verdict
+        if self.unreachable and self.beat.state is WorkerState.STOPPING:
+            return WorkerState.STOPPED
         if self.unreachable and self.beat.state not in GONE:
             return WorkerState.UNHEALTHY
         return self.beat.state

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from backends.base import Progress
 from backends.status import WorkerStatus
 from config.args import WorkerArguments
 from config.states import WorkerState
@@ -31,7 +32,7 @@ class Worker:
         self.status = WorkerStatus()
         self.logs = LogBuffer(first_id=1)
         self.traffic = Traffic()
-        self.metrics: CollectorRegistry = create_registry(self.status, self.traffic)
+        self.metrics: CollectorRegistry = create_registry(self.status, self.traffic, lambda: Progress(0, 0))
         facts = WorkerArguments(model="m", worker_id="w1", **arguments)
         self.app = WorkerApp(facts, self.status, self.logs, self.traffic, self.metrics)
 

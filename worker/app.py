@@ -2,10 +2,12 @@
 
 import asyncio
 import hmac
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -110,8 +112,12 @@ class WorkerApp:
         return JSONResponse(body, 200 if ready else 503)
 
     async def _prometheus(self, _: Request) -> Response:
-        # The engines register their families in the client library's own registry.
-        return Response(generate_latest(REGISTRY) + generate_latest(self._metrics), media_type=CONTENT_TYPE_LATEST)
+        # The engines register their families in the client library's own registry; SGLang's children, in files.
+        registries = [REGISTRY, self._metrics]
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registries.insert(1, CollectorRegistry())
+            MultiProcessCollector(registries[1])  # type: ignore[no-untyped-call]
+        return Response(b"".join(map(generate_latest, registries)), media_type=CONTENT_TYPE_LATEST)
 
     async def _log_stream(self, request: Request) -> Response:
         if not self._arguments.log_streaming:

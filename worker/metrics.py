@@ -1,12 +1,13 @@
 """The worker's own Prometheus families, beside the engine's."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from backends.base import Progress
 from backends.status import WorkerStatus
 from config.states import WorkerState
 
@@ -23,9 +24,10 @@ class Traffic:
 class WorkerCollector(Collector):
     """State, load time and traffic, read at the time of the scrape."""
 
-    def __init__(self, status: WorkerStatus, traffic: Traffic) -> None:
+    def __init__(self, status: WorkerStatus, traffic: Traffic, progress: Callable[[], Progress]) -> None:
         self._status = status
         self._traffic = traffic
+        self._progress = progress
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("ichat_worker_state", "1 for the state the worker is in.", labels=["state"])
@@ -37,7 +39,14 @@ class WorkerCollector(Collector):
                 "ichat_worker_load_seconds", "From the open door to ready.", value=self._status.load_seconds
             )
         yield GaugeMetricFamily(
-            "ichat_worker_in_flight", "Requests that the engine works on.", value=self._traffic.in_flight
+            "ichat_worker_in_flight", "Requests that came in and are not answered.", value=self._traffic.in_flight
+        )
+        progress = self._progress()
+        yield GaugeMetricFamily(
+            "ichat_worker_engine_running", "Requests that are in the engine, by its own word.", value=progress.running
+        )
+        yield CounterMetricFamily(
+            "ichat_worker_engine_steps", "Times that the engine got on with some request.", value=progress.steps
         )
         yield CounterMetricFamily(
             "ichat_worker_requests", "Requests passed to the engine.", value=self._traffic.requests
@@ -47,7 +56,7 @@ class WorkerCollector(Collector):
         )
 
 
-def create_registry(status: WorkerStatus, traffic: Traffic) -> CollectorRegistry:
+def create_registry(status: WorkerStatus, traffic: Traffic, progress: Callable[[], Progress]) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(WorkerCollector(status, traffic))
+    registry.register(WorkerCollector(status, traffic, progress))
     return registry

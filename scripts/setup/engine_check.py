@@ -1,7 +1,10 @@
 """Imports the engine and its argument parser as a worker would: what fails here would fail at the first start."""
 
 import importlib
+import os
 import sys
+
+from backends import cpu_shims
 
 PARSER_MODULES = (
     "vllm.entrypoints.launchers.cli_args",
@@ -20,6 +23,11 @@ def main() -> int:
 
 
 def check() -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        cpu_shims.activate(os.environ)  # as the worker does
+
     import vllm
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -20,10 +20,13 @@ QUESTION = "What is the capital of France?"
 
 
 class EngineWorker:
-    """serve.py on vLLM, ready, with a client of its own port."""
+    """serve.py on some engine, with a client of its own port."""
 
-    def __init__(self, program: Program, port: int, key: str = "") -> None:
+    def __init__(self, program: Program, port: int, backend: str, key: str = "") -> None:
         self.program = program
+        self.backend = backend
+        self.seen: list[str] = []
+        """The states that its door told until it was ready."""
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self.http = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_TIMEOUT_S, trust_env=False, headers=headers
@@ -32,7 +35,11 @@ class EngineWorker:
     def wait_ready(self) -> None:
         def ready() -> bool:
             assert self.program.process.poll() is None, self.program.output()
-            return self.http.get("/health").status_code == 200
+            with contextlib.suppress(httpx.ConnectError):
+                told = self.http.get("/health").json()["status"]
+                if told not in self.seen:
+                    self.seen.append(told)
+            return "ok" in self.seen
 
         wait_until(ready, "worker ready", START_TIMEOUT_S)
 
@@ -49,13 +56,14 @@ class EngineWorker:
 
     def running_requests(self) -> float:
         """How many requests the engine works on, as the engine itself counts them."""
-        found = re.search(r"^vllm:num_requests_running\{.*\} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
+        found = re.search(r"^ichat_worker_engine_running (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
         assert found is not None
         return float(found[1])
 
     def engine_processes(self) -> list[psutil.Process]:
+        """Those that compute."""
         children = psutil.Process(self.program.pid).children(recursive=True)
-        return [child for child in children if child.name().startswith("VLLM")]
+        return [child for child in children if child.name().startswith(("VLLM", "sglang::scheduler"))]
 
     def wait_gone(self, pids: list[int]) -> None:
         wait_until(lambda: not any(map(is_running, pids)), f"processes {pids} gone", 30)
@@ -70,14 +78,18 @@ def long_story(**more: Any) -> dict[str, Any]:
     return {"model": MODEL_NAME, "prompt": "Once upon a time", "max_tokens": 4000, "ignore_eos": True, **more}
 
 
+LIMITS = {"vllm": ["--max-num-seqs", "8"], "sglang": ["--max-num-seqs", "8"], "fake": ["--rate", "200"]}
+"""A small engine, the same for all that can be told so."""
+
+
 @contextlib.contextmanager
-def vllm_worker(folder: Path, model: Path, *more: str, key: str = "") -> Iterator[EngineWorker]:
+def engine_worker(folder: Path, backend: str, model: Path | str, *more: str, key: str = "") -> Iterator[EngineWorker]:
     """A ready worker; killed at the end with all its children, if it still runs."""
     port = free_port()
-    argv = ["serve.py", "--model", str(model), "--model-name", MODEL_NAME, "--backend", "vllm", "--port", str(port)]
+    argv = ["serve.py", "--model", str(model), "--model-name", MODEL_NAME, "--backend", backend, "--port", str(port)]
     key_argv = ["--api-key", key] if key else []
-    with running([*argv, "--max-num-seqs", "8", *key_argv, *more], folder / "worker.log") as program:
-        worker = EngineWorker(program, port, key)
+    with running([*argv, *LIMITS[backend], *key_argv, *more], folder / "worker.log") as program:
+        worker = EngineWorker(program, port, backend, key)
         try:
             worker.wait_ready()
             yield worker

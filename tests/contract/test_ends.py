@@ -6,12 +6,10 @@ import time
 from pathlib import Path
 
 import httpx
-import pytest
 
-from tests.engine.support import EngineWorker, long_story, vllm_worker
+from tests.engine.support import EngineWorker, engine_worker, long_story
 from tests.support import wait_until
 
-pytestmark = pytest.mark.engine
 KEY = "sk-of-this-engine"
 
 
@@ -33,32 +31,33 @@ class Reader(threading.Thread):
             self.error = error
 
 
-def test_a_killed_engine_ends_its_worker(tmp_path: Path, model_folder: Path) -> None:
-    with vllm_worker(tmp_path, model_folder, key=KEY) as worker:
+def test_a_killed_engine_ends_its_worker(tmp_path: Path, engine: tuple[str, str]) -> None:
+    with engine_worker(tmp_path, *engine, key=KEY) as worker:
         assert worker.http.get("/v1/models").status_code == 200
         assert worker.http.get("/v1/models", headers={"authorization": "Bearer wrong"}).status_code == 401
         reader = Reader(worker)
         reader.start()
         wait_until(worker.running_requests, "request running", 120)
-        engine = worker.engine_processes()
-        assert engine
+        processes = worker.engine_processes()
+        assert processes
         killed_at = time.monotonic()
-        engine[0].kill()
+        processes[0].kill()
         wait_until(lambda: not worker.is_answering(), "no health any more", 5)
         assert time.monotonic() - killed_at < 2
         assert worker.program.wait(60) == 1
         reader.join(10)
         # vLLM ends a stream that it cannot go on with in an error, and then as if all were well.
-        assert reader.error is not None or any('"error"' in line for line in reader.lines[-2:])
-        worker.wait_gone([process.pid for process in engine])
+        told = reader.lines[-2:]
+        assert reader.error is not None or any('"error"' in line for line in told), told
+        worker.wait_gone([process.pid for process in processes])
         log = worker.program.output()
         assert "now=failed" in log
         assert "killed by signal 9" in log.splitlines()[-1]
         assert KEY not in log
 
 
-def test_a_killed_worker_takes_its_engine_along(tmp_path: Path, model_folder: Path) -> None:
-    with vllm_worker(tmp_path, model_folder) as worker:
+def test_a_killed_worker_takes_its_engine_along(tmp_path: Path, engine: tuple[str, str]) -> None:
+    with engine_worker(tmp_path, *engine) as worker:
         pids = [process.pid for process in worker.engine_processes()]
         assert pids
         worker.program.signal(signal.SIGKILL)
