@@ -5,6 +5,7 @@ Runs SGLang 0.5.23. All of SGLang is imported here, and late: its import alone t
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import importlib
 import importlib.util
@@ -239,6 +240,7 @@ class SGLangBackend(BaseBackend):
             if engine is not None:
                 for task in engine.tokenizer_manager.asyncio_tasks:
                     task.cancel()
+                atexit.unregister(engine.shutdown)  # it has been, then
                 await self._thread.run(engine.shutdown)
             asyncio.get_running_loop().remove_signal_handler(signal.SIGQUIT)
 

@@ -138,12 +138,13 @@ async def test_a_beat_that_did_not_arrive_is_sent_again_soon(trouble: httpx.Resp
 
 @pytest.mark.anyio
 async def test_a_gateway_that_stays_away_is_complained_of_once_and_its_return_is_told() -> None:
-    gateway = Gateway(AWAY, AWAY, AWAY, BROKEN, BROKEN, OK)
+    gateway = Gateway(OK, AWAY, AWAY, AWAY, BROKEN, BROKEN, OK)
     with logged() as events:
         async with sending(gateway):
-            await gateway.wait_for(7)
+            await gateway.wait_for(8)
     errors = [record.__dict__["values"]["error"] for record in events.named("beat_not_taken")]
     assert errors == ["ConnectError: refused", "HTTP 503: not now"]
+    assert len(events.named("gateway_joined")) == 1
     assert len(events.named("gateway_back")) == 1
 
 

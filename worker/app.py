@@ -84,11 +84,21 @@ class WorkerApp:
         self._traffic.requests += 1
         self._traffic.in_flight += 1
         self._idle.clear()
+        has_started = False
+
+        async def send_on(message: Any) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
         try:
-            await engine(scope, receive, send)
+            await engine(scope, receive, send_on)
         except asyncio.CancelledError:
             if not self._stopping:
-                raise  # else the drain limit has passed: the connection just ends
+                raise
+            # The drain limit has passed, or the engine is dead: another replica may take what is not answered yet.
+            if not has_started:
+                await self._turn_away()(scope, receive, send)
         finally:
             self._traffic.in_flight -= 1
             if not self._traffic.in_flight:
