@@ -152,6 +152,8 @@ def to_sglang(argv: Sequence[str], own: Collection[str]) -> list[str]:
 
 def translate(option: Option, given: Given, is_own: bool) -> list[str]:
     name = option.name
+    if name in SAME and option.is_negated and not is_own:
+        return []  # SGLang's flags have no other side: left out, they are off
     if name in RENAMED and not is_own:
         return [f"--{RENAMED[name]}", *option.values]
     if name in FLAGS and not is_own:

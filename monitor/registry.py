@@ -26,6 +26,11 @@ class Replica:
     worker_id: str
     host: str
     port: int
+    tasks: tuple[str, ...] = ()
+    """What its engine does, in vLLM's words; () for a worker that did not say."""
+
+    def can(self, task: str) -> bool:
+        return not self.tasks or task in self.tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Worker:
 
     @property
     def replica(self) -> Replica:
-        return Replica(self.id, self.beat.host, self.beat.port)
+        return Replica(self.id, self.beat.host, self.beat.port, self.beat.tasks)
 
 
 Listener = Callable[[str, Worker | None, Worker | None], None]

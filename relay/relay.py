@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -16,7 +17,7 @@ from relay.exchange import BadAnswer, ConnectFailed, Exchange, UpstreamError, Wo
 from relay.headers import Header, answer_headers, request_head, request_id, to_worker
 from relay.request import body_too_large, check_content_type, parse_fields
 from relay.upstream import Upstream
-from utils.errors import ApiError, InternalError, ModelNotFound, NoReplicaReady, WorkerBroke, WorkerTimeout
+from utils.errors import ApiError, BadRequest, InternalError, ModelNotFound, NoReplicaReady, WorkerBroke, WorkerTimeout
 from utils.logger import EventLogger
 
 ROUTES: Final = {
@@ -25,6 +26,12 @@ ROUTES: Final = {
     "/v1/embeddings": "embedding",
 }
 """The data plane: POST requests with JSON bodies that name a model."""
+TASKS: Final = {
+    "/v1/chat/completions": "generate",
+    "/v1/completions": "generate",
+    "/v1/embeddings": "embed",
+}
+"""What an engine must do for a route, in the words of ``Heartbeat.tasks``."""
 RETRY_AFTER_S: Final = 2
 CLIENT_GONE: Final = 499
 """The status in our metrics of requests whose client did not wait for the answer's end."""
@@ -203,7 +210,10 @@ class Relay:
         if replicas is None:
             raise ModelNotFound(model, self._registry.models())
         flight.model = model
-        return policy.choose(replicas, self.in_flight, tried, self._rng)
+        able = [replica for replica in replicas if replica.can(TASKS[flight.call.route])]
+        if replicas and not able:
+            raise task_refused(model, flight.call.route, replicas)
+        return policy.choose(able, self.in_flight, tried, self._rng)
 
     def _land(self, replica: Replica) -> None:
         left = self.in_flight[replica.worker_id] - 1
@@ -250,6 +260,16 @@ def is_turned_away(exchange: Exchange) -> str:
 
 def is_event_stream(headers: list[Header]) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
+def task_refused(model: str, route: str, replicas: Sequence[Replica]) -> BadRequest:
+    """No replica's engine does what the route is for; says which routes there are instead."""
+    routes = [path for path, task in TASKS.items() if any(replica.can(task) for replica in replicas)]
+    tasks = sorted({task for replica in replicas for task in replica.tasks})
+    instead = f"ask {' or '.join(routes)}" if routes else "ask another model"
+    return BadRequest(
+        f"{model} is not made for {route}: it can {', '.join(tasks)}; {instead}", code="unsupported_task", param="model"
+    )
 
 
 def stopping() -> NoReplicaReady:

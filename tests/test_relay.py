@@ -43,8 +43,10 @@ class Gate:
         self.metrics = metrics
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, verify=False)
 
-    def add(self, worker_id: str, address: tuple[str, int], model: str = MODEL) -> None:
-        beat = Heartbeat(worker_id=worker_id, model_name=model, backend="x", host=address[0], port=address[1])
+    def add(self, worker_id: str, address: tuple[str, int], model: str = MODEL, tasks: tuple[str, ...] = ()) -> None:
+        beat = Heartbeat(
+            worker_id=worker_id, model_name=model, backend="x", host=address[0], port=address[1], tasks=tasks
+        )
         self.registry.upsert(beat, now=0)
 
     def state(self, worker_id: str) -> WorkerState:
@@ -185,6 +187,25 @@ async def test_an_unknown_model_is_a_404_that_lists_the_models() -> None:
     assert answer.status_code == 404
     assert error_of(answer)["code"] == "model_not_found"
     assert "org/known" in error_of(answer)["message"]
+
+
+async def test_a_model_is_not_asked_for_what_it_cannot_do() -> None:
+    async with door() as gate, scripted(answering(OK, OK)) as (_, address):
+        gate.add("chat", address, tasks=("generate", "score"))
+        refused = await gate.http.post("/v1/embeddings", json={"model": MODEL, "input": "x"})
+        assert refused.status_code == 400
+        assert error_of(refused)["code"] == "unsupported_task"
+        assert "it can generate, score; ask /v1/chat/completions or /v1/completions" in error_of(refused)["message"]
+        assert (await gate.chat()).status_code == 200
+
+
+async def test_among_replicas_those_are_asked_that_can() -> None:
+    async with door() as gate, scripted(answering(OK)) as (_, one), scripted(answering(*[OK] * 6)) as (_, two):
+        gate.add("chat", one, tasks=("generate",))
+        gate.add("unknown", two)
+        for _ in range(6):
+            answer = await gate.http.post("/v1/embeddings", json={"model": MODEL, "input": "x"})
+            assert answer.headers["x-ichat-worker"] == "unknown"
 
 
 async def test_a_large_body_is_a_413_and_the_connection_lives_on() -> None:

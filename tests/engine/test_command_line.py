@@ -1,5 +1,6 @@
-"""vLLM's command line as the installed version has it. No model is loaded."""
+"""The engines' command lines as the installed versions have them. No model is loaded."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -8,11 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from backends.sglang_arguments import CHOICES, FLAGS, NO_COUNTERPART, RENAMED, SAME
+from backends.sglang_backend import CPU_DEFAULTS
 from backends.vllm_complaints import GONE, OURS
 from config.unified import UNIFIED_ARGUMENTS
 from tests.support import ROOT, free_port, running
 
 pytestmark = pytest.mark.engine
+
+LIST_SGLANG_OPTIONS = """
+import argparse, json, os
+import torch
+from backends import cpu_shims
+os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+cpu_shims.activate(os.environ)
+from sglang.srt.server_args import ServerArgs
+parser = argparse.ArgumentParser()
+ServerArgs.add_cli_args(parser)
+print("OPTIONS", json.dumps(list(parser._option_string_actions)))
+"""
 
 LIST_OPTIONS = """
 import json
@@ -23,9 +38,21 @@ print("OPTIONS", json.dumps(list(create_parser("vLLM")._option_string_actions)))
 
 @pytest.fixture(scope="module")
 def options(vllm_installed: None) -> frozenset[str]:
-    """The options of vLLM's parser; in a process of its own, since vLLM changes the one that imports it."""
+    """The options of vLLM's parser."""
+    return options_printed_by(LIST_OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def sglang_options() -> frozenset[str]:
+    if importlib.util.find_spec("sglang") is None:
+        pytest.skip("SGLang is not installed here")
+    return options_printed_by(LIST_SGLANG_OPTIONS)
+
+
+def options_printed_by(code: str) -> frozenset[str]:
+    """In a process of its own, since an engine changes the one that imports it."""
     done = subprocess.run(
-        [sys.executable, "-c", LIST_OPTIONS], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     line = next(line for line in done.stdout.splitlines() if line.startswith("OPTIONS "))
     return frozenset(json.loads(line.removeprefix("OPTIONS ")))
@@ -47,6 +74,41 @@ def test_what_is_said_to_be_gone_is_gone_and_what_replaces_it_is_there(options: 
 
 def test_arguments_of_vllms_own_server_exist(options: frozenset[str]) -> None:
     assert {name for name in OURS if option(name) not in options} == set()
+
+
+def test_sglang_has_every_argument_that_the_table_turns_into(sglang_options: frozenset[str]) -> None:
+    chosen = [words for choices in CHOICES.values() for words in choices.values()]
+    computed = [["--ep-size"], ["--dist-init-addr"], ["--grammar-backend"]]
+    pairs = [words for pair in FLAGS.values() for words in pair]
+    targets = {word for words in (*chosen, *computed, *pairs) for word in words if word.startswith("--")}
+    targets |= {f"--{name}" for name in RENAMED.values()} | {option(name) for name in SAME}
+    targets |= {word for words in CPU_DEFAULTS.values() for word in words if word.startswith("--")}
+    targets |= {word for hint in NO_COUNTERPART.values() for word in re.findall(r"--[a-z-]+", hint)} - {
+        "--tokenizer", "--gpu-memory-utilization",
+    }  # fmt: skip
+    assert targets - sglang_options == set()
+
+
+def test_what_sglang_is_said_not_to_have_it_has_not(sglang_options: frozenset[str]) -> None:
+    assert {name for name in (*NO_COUNTERPART, *RENAMED) if option(name) in sglang_options} == set()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--context-lenght", "512"], "has no argument --context-lenght: did you mean --context-length"),
+        (["--pooler-config", "{}"], "has nothing like --pooler-config"),
+        (["--gatway-address", "http://x"], "did you mean --gateway-address"),
+    ],
+)
+def test_sglang_names_a_wrong_argument_before_anything_is_loaded(
+    tmp_path: Path, model_folder: Path, sglang_options: frozenset[str], argv: list[str], said: str
+) -> None:
+    own = ["serve.py", "--model", str(model_folder), "--backend", "sglang", "--port", str(free_port())]
+    with running([*own, *argv], tmp_path / "worker.log") as program:
+        assert program.wait(120) == 2
+        assert said in program.output().splitlines()[-1]
+    assert "Load weight" not in program.output()
 
 
 def test_an_unknown_argument_is_named_before_anything_is_loaded(tmp_path: Path, model_folder: Path) -> None:
