@@ -56,6 +56,24 @@ async def serve(argv: list[str]) -> None:
         capture.stop()
 
 
+def engine_to_describe(argv: list[str]) -> str:
+    """NAME of ``--help=NAME``; "" without it."""
+    return next((word.partition("=")[2] for word in argv if word.startswith("--help=")), "")
+
+
+def describe(engine: str) -> int:
+    """Prints the engine's own arguments; ends with a code as ``main`` does."""
+    from backends import backend_class
+    from utils.errors import ConfigError
+
+    try:
+        print(backend_class(engine).describe_arguments())
+    except (ConfigError, ImportError) as error:
+        print(f"serve.py: --help={engine}: {error}", file=sys.stderr)
+        return ConfigError.EXIT_CODE
+    return 0
+
+
 def main() -> int:
     import asyncio
 
@@ -63,6 +81,8 @@ def main() -> int:
     from utils.errors import ConfigError, IChatError
     from utils.logger import setup_logging
 
+    if engine := engine_to_describe(sys.argv[1:]):
+        return describe(engine)
     setup_logging()
     raise_open_files_limit()
     try:

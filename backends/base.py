@@ -88,6 +88,11 @@ class BaseBackend(ABC):
 
     # -- what differs between engines ------------------------------------------------------------------------------
 
+    @classmethod
+    def describe_arguments(cls) -> str:
+        """The engine's own arguments, as its parser lists them; may take seconds, for it imports the engine."""
+        return f"The {cls.name} engine has no arguments of its own."
+
     @abstractmethod
     async def create_engine(self) -> ASGIApp:
         """Starts the engine and returns its OpenAI app. Must not block the event loop: the doors are open already.

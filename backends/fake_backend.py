@@ -53,6 +53,10 @@ class FakeBackend(BaseBackend):
 
     _app: "FakeEngine | None" = None
 
+    @classmethod
+    def describe_arguments(cls) -> str:
+        return create_parser().format_help()
+
     async def create_engine(self) -> ASGIApp:
         given = parse_engine_arguments(self.arguments.engine_argv)
         script = Script(tokens=given.tokens, rate=given.rate, fault=given.fault, after=given.fault_after)
@@ -78,7 +82,7 @@ class FakeBackend(BaseBackend):
         return self._app.progress() if self._app else Progress(0, 0)
 
 
-def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
+def create_parser() -> WorkerParser:
     parser = WorkerParser(prog="fake", allow_abbrev=False, add_help=False)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.0, help="tokens a second; 0: at once")
@@ -86,6 +90,11 @@ def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--fault-after", type=int, default=0)
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--max-model-len", type=int, default=4096)
+    return parser
+
+
+def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
+    parser = create_parser()
     given, unknown = parser.parse_known_args(list(argv))
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]

@@ -73,6 +73,19 @@ class SGLangBackend(BaseBackend):
     def engine_name(self) -> str:
         return f"SGLang {self._version}"
 
+    @classmethod
+    def describe_arguments(cls) -> str:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+            cpu_shims.activate(os.environ)
+        from sglang.srt.server_args import ServerArgs
+
+        parser = argparse.ArgumentParser(prog="serve.py", add_help=False)
+        ServerArgs.add_cli_args(parser)
+        return parser.format_help()
+
     # -- start -----------------------------------------------------------------------------------------------------
 
     async def create_engine(self) -> ASGIApp:

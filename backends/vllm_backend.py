@@ -3,6 +3,7 @@
 Runs vLLM 0.28 to 0.33. All of vLLM is imported here, and late: its import alone takes seconds.
 """
 
+import argparse
 import asyncio
 import contextlib
 import gc
@@ -68,6 +69,15 @@ class VLLMBackend(BaseBackend):
         self._client: Any = None
         self._keys: tuple[str, ...] = ()
         self._steps = 0
+
+    @classmethod
+    def describe_arguments(cls) -> str:
+        import torch
+
+        if not torch.cuda.is_available():
+            cpu_shims.activate(os.environ)
+        # Grouped as vLLM groups them; its own --help shows the groups' names alone.
+        return argparse.ArgumentParser.format_help(create_parser("vLLM"))
 
     # -- start -----------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,8 @@ def create_parser() -> WorkerParser:
     parser = WorkerParser(
         prog="serve.py",
         description="Run one model as an iChat worker: an engine, with doors that a gateway can watch.",
-        epilog="Every other argument goes to the engine as it is: --max-model-len 4096 --enforce-eager ...",
+        epilog="Every other argument goes to the engine as it is: --max-model-len 4096 --enforce-eager ... "
+        "--help=vllm and --help=sglang list what the engines take.",
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )

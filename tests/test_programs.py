@@ -299,6 +299,13 @@ def test_a_wrong_config_is_a_clear_error_and_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in program.output()
 
 
+@pytest.mark.parametrize(("engine", "code", "said"), [("fake", 0, "--fault-after"), ("vlm", 2, "the backends are")])
+def test_help_of_an_engine(tmp_path: Path, engine: str, code: int, said: str) -> None:
+    with running(["serve.py", f"--help={engine}"], tmp_path / "log") as program:
+        assert program.wait() == code
+    assert said in program.output()
+
+
 def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
     port = free_port()
     config = write_config(tmp_path, server_settings={"port": port})

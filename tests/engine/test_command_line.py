@@ -111,6 +111,16 @@ def test_sglang_names_a_wrong_argument_before_anything_is_loaded(
     assert "Load weight" not in program.output()
 
 
+@pytest.mark.parametrize(("engine", "listed"), [("vllm", "--max-model-len"), ("sglang", "--context-length")])
+def test_help_lists_an_engines_own_arguments(engine: str, listed: str) -> None:
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is not installed here")
+    argv = [sys.executable, "serve.py", f"--help={engine}"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert listed in done.stdout
+    assert len(done.stdout.splitlines()) > 500
+
+
 def test_an_unknown_argument_is_named_before_anything_is_loaded(tmp_path: Path, model_folder: Path) -> None:
     argv = ["serve.py", "--model", str(model_folder), "--backend", "vllm", "--port", str(free_port())]
     with running([*argv, "--max-modl-len", "512"], tmp_path / "worker.log") as program:
