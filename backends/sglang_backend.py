@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import signal
 from collections.abc import MutableMapping
@@ -166,6 +167,8 @@ class SGLangBackend(BaseBackend):
         """Blocks until the weights are loaded. The engine is kept here: nobody may wait for it any more."""
         from sglang.srt.entrypoints.engine import Engine
 
+        # It prints all its arguments, keys too; what a worker runs with is in its heartbeat, keys masked.
+        logging.getLogger(Engine.__module__).addFilter(lambda record: "server_args=" not in record.getMessage())
         self._engine = Engine(server_args=args)
 
     @property

@@ -175,7 +175,7 @@ class VLLMBackend(BaseBackend):
         # The worker's own server runs without lifespans: the engine's is entered and left here.
         await self._lifespan.enter_async_context(app.router.lifespan_context(app))
         self._keys = tuple(args.api_key or filter(None, [os.environ.get("VLLM_API_KEY")]))
-        return app, tasks
+        return under_v1(app), tasks
 
     def warmup_headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._keys[0]}"} if self._keys else {}
@@ -229,6 +229,18 @@ class VLLMBackend(BaseBackend):
                 while self._thread.is_busy:
                     await asyncio.to_thread(kill_children)
                     await asyncio.sleep(LOADING_POLL_S)
+
+
+def under_v1(app: ASGIApp) -> ASGIApp:
+    """vLLM has these beside ``/v1``, where iChat's other routes are."""
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] in ("/v1/tokenize", "/v1/detokenize"):
+            path = scope["path"].removeprefix("/v1")
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await app(scope, receive, send)
+
+    return serve
 
 
 def prepare_environment(environ: MutableMapping[str, str], model: str, given: set[str]) -> None:

@@ -29,8 +29,9 @@ class Replica:
     tasks: tuple[str, ...] = ()
     """What its engine does, in vLLM's words; () for a worker that did not say."""
 
-    def can(self, task: str) -> bool:
-        return not self.tasks or task in self.tasks
+    def can(self, tasks: Iterable[str]) -> bool:
+        """Whether it does one of ``tasks``."""
+        return not self.tasks or any(task in self.tasks for task in tasks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -23,15 +23,27 @@ from utils.logger import EventLogger
 ROUTES: Final = {
     "/v1/chat/completions": "chat completion",
     "/v1/completions": "completion",
+    "/v1/responses": "response",
+    "/v1/messages": "message (Anthropic's)",
     "/v1/embeddings": "embedding",
+    "/v1/rerank": "ranking (Cohere's and Jina's)",
+    "/v1/score": "score of pairs",
+    "/v1/tokenize": "tokenization",
+    "/v1/detokenize": "detokenization",
 }
 """The data plane: POST requests with JSON bodies that name a model."""
-TASKS: Final = {
-    "/v1/chat/completions": "generate",
-    "/v1/completions": "generate",
-    "/v1/embeddings": "embed",
+GENERATE: Final = ("generate",)
+COMPARE: Final = ("score", "classify", "embed")
+TASKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "/v1/chat/completions": GENERATE,
+    "/v1/completions": GENERATE,
+    "/v1/responses": GENERATE,
+    "/v1/messages": GENERATE,
+    "/v1/embeddings": ("embed",),
+    "/v1/rerank": COMPARE,
+    "/v1/score": COMPARE,
 }
-"""What an engine must do for a route, in the words of ``Heartbeat.tasks``."""
+"""What an engine must do for a route, one of these, in the words of ``Heartbeat.tasks``; others are for all."""
 RETRY_AFTER_S: Final = 2
 CLIENT_GONE: Final = 499
 """The status in our metrics of requests whose client did not wait for the answer's end."""
@@ -210,10 +222,13 @@ class Relay:
         if replicas is None:
             raise ModelNotFound(model, self._registry.models())
         flight.model = model
-        able = [replica for replica in replicas if replica.can(TASKS[flight.call.route])]
-        if replicas and not able:
-            raise task_refused(model, flight.call.route, replicas)
-        return policy.choose(able, self.in_flight, tried, self._rng)
+        tasks = TASKS.get(flight.call.route)
+        if tasks is not None and replicas:
+            able = [replica for replica in replicas if replica.can(tasks)]
+            if not able:
+                raise task_refused(model, flight.call.route, replicas)
+            replicas = tuple(able)
+        return policy.choose(replicas, self.in_flight, tried, self._rng)
 
     def _land(self, replica: Replica) -> None:
         left = self.in_flight[replica.worker_id] - 1
@@ -264,7 +279,7 @@ def is_event_stream(headers: list[Header]) -> bool:
 
 def task_refused(model: str, route: str, replicas: Sequence[Replica]) -> BadRequest:
     """No replica's engine does what the route is for; says which routes there are instead."""
-    routes = [path for path, task in TASKS.items() if any(replica.can(task) for replica in replicas)]
+    routes = [path for path, wanted in TASKS.items() if any(replica.can(wanted) for replica in replicas)]
     tasks = sorted({task for replica in replicas for task in replica.tasks})
     instead = f"ask {' or '.join(routes)}" if routes else "ask another model"
     return BadRequest(

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.support import ANSWER_TIMEOUT_S, MODEL_NAME, EngineWorker, long_story, question
+from tests.engine.support import ANSWER_TIMEOUT_S, MODEL_NAME, QUESTION, EngineWorker, long_story, question
 from tests.support import GatewayClient, wait_until
 from utils.sse import SSEParser
 
@@ -96,6 +96,42 @@ def test_its_metrics_are_the_engines_and_ours(worker: EngineWorker) -> None:
 def test_its_log_can_be_read(worker: EngineWorker) -> None:
     with worker.http.stream("GET", "/logs/stream") as log:
         assert any("now=ready" in line for line in log.iter_lines() if line.startswith("data: ") and "ready" in line)
+
+
+def test_text_becomes_tokens_and_text_again(worker: EngineWorker, front: GatewayClient) -> None:
+    if worker.backend == "fake":
+        pytest.skip("the fake engine has no tokens")
+    asked = front.http.post("/v1/tokenize", json={"model": MODEL_NAME, "prompt": QUESTION}, timeout=ANSWER_TIMEOUT_S)
+    assert asked.status_code == 200, asked.text
+    tokens = asked.json()["tokens"]
+    body = {"model": MODEL_NAME, "tokens": tokens}
+    back = front.http.post("/v1/detokenize", json=body, timeout=ANSWER_TIMEOUT_S).json()
+    assert (back.get("prompt") or back.get("text")).endswith(QUESTION)
+
+
+def test_responses_and_messages_are_answered_too(worker: EngineWorker, front: GatewayClient) -> None:
+    if worker.backend == "fake":
+        pytest.skip("the fake engine has these not")
+    asked = {"model": MODEL_NAME, "temperature": 0}
+    response = front.http.post(
+        "/v1/responses", json={**asked, "input": QUESTION, "max_output_tokens": 32}, timeout=ANSWER_TIMEOUT_S
+    )
+    assert "Paris" in response.text, response.text
+    messages = [{"role": "user", "content": QUESTION}]
+    message = front.http.post(
+        "/v1/messages", json={**asked, "messages": messages, "max_tokens": 32}, timeout=ANSWER_TIMEOUT_S
+    )
+    assert "Paris" in message.text, message.text
+
+
+def test_a_schema_is_kept_to(worker: EngineWorker) -> None:
+    if worker.backend == "fake":
+        pytest.skip("the fake engine knows no schema")
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"],
+              "additionalProperties": False}  # fmt: skip
+    kept = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
+    answer = worker.ask(response_format=kept).json()
+    assert json.loads(answer["choices"][0]["message"]["content"])["city"] in ("Paris", "Rome")
 
 
 @pytest.mark.parametrize("streamed", [True, False])
