@@ -1,6 +1,7 @@
 """SGLang's app, with what it answers wrongly put right: reranking."""
 
 import json
+import math
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -15,13 +16,13 @@ class SGLangApp:
 
     def __init__(self, app: ASGIApp, tasks: Collection[str]) -> None:
         self._app = app
-        self._reranks = "score" in tasks
+        self._is_cross_encoder = "score" in tasks
         self._tasks = tasks
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in RERANK:
             await self._app(scope, receive, send)
-        elif self._reranks:
+        elif self._is_cross_encoder or "generate" in self._tasks:  # some generating models are rerankers too
             await self._rerank(scope, receive, send)
         else:
             # SGLang would answer with numbers that mean nothing.
@@ -50,11 +51,16 @@ class SGLangApp:
 
         await self._app({**scope, "path": "/v1/rerank", "raw_path": b"/v1/rerank"}, replay, keep)
         body = b"".join(pieces)
-        await answer(send, head["status"], reshape(request, body) if head["status"] == 200 else body)
+        await answer(
+            send, head["status"], reshape(request, body, self._is_cross_encoder) if head["status"] == 200 else body
+        )
 
 
-def reshape(request: bytes, body: bytes) -> bytes:
-    """``[{"score", "index", "document"}]`` as ``{"results": [{"index", "relevance_score", "document"}]}``."""
+def reshape(request: bytes, body: bytes, are_logits: bool) -> bytes:
+    """``[{"score", "index", "document"}]`` as ``{"results": [{"index", "relevance_score", "document"}]}``.
+
+    A cross-encoder's scores come as logits; relevance is between 0 and 1, as vLLM and transformers' pipeline have it.
+    """
     rows = json.loads(body)
     if not isinstance(rows, list):
         return body
@@ -63,13 +69,18 @@ def reshape(request: bytes, body: bytes) -> bytes:
     results = [
         {
             "index": row["index"],
-            "relevance_score": row["score"],
+            "relevance_score": sigmoid(row["score"]) if are_logits else row["score"],
             "document": {"text": documents[row["index"]]},
         }
         for row in sorted(rows, key=lambda row: -float(row["score"]))
     ]
     top = asked.get("top_n")
     return json.dumps({"model": asked.get("model"), "results": results[:top] if top else results}).encode()
+
+
+def sigmoid(logit: float) -> float:
+    """Without an overflow at either end."""
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
 async def read(receive: Any) -> bytes | None:
