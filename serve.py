@@ -39,6 +39,7 @@ async def serve(argv: list[str]) -> None:
     metrics = create_registry(status, traffic, lambda: backend.progress())  # noqa: PLW0108 - it is made below
     doors = WorkerApp(arguments, status, logs, traffic, metrics)
     backend = create_backend(arguments, status, doors)
+    doors.control = backend.control
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, backend.request_stop)
     capture = OutputCapture(logs, loop)

@@ -8,14 +8,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
-import httpx
 import psutil
 
+from backends.control import LifeControl
+from backends.inner import CANARY, Gist, InnerClient, NoAnswer, Request, gist_of, probe
 from backends.status import WorkerStatus
 from config.args import WorkerArguments
 from config.states import WorkerState
 from utils.common import bind_socket, url_host
-from utils.errors import ConfigError, IChatError
+from utils.errors import ConfigError, Conflict, IChatError
 from utils.logger import EventLogger
 from utils.server import Server
 
@@ -81,7 +82,10 @@ class BaseBackend(ABC):
         """The port listened on: known after ``_setup_server`` where the argument was 0."""
         self.on_open: Callable[[], object] | None = None
         """Called once the port is open, before the engine loads: the time for the first heartbeat."""
+        self.control = LifeControl(self, status, doors.wait_idle, arguments.drain_timeout)
         self._doors = doors
+        self._inner: InnerClient | None = None
+        self._lost: IChatError | None = None
         self._stop_requested = asyncio.Event()
         self._server: Server | None = None
         self._sock: socket.socket | None = None
@@ -112,14 +116,19 @@ class BaseBackend(ABC):
     def progress(self) -> Progress:
         """How far the engine has got, to tell a slow one from one that hangs."""
 
-    def warmup_requests(self) -> list[tuple[str, dict[str, Any]]]:
-        """(path, body) of the requests that make the engine ready for a user's."""
-        model, tasks = self.arguments.model_name, self.status.facts.tasks
-        if "generate" in tasks:
-            return [("/v1/completions", {"model": model, "prompt": "Hello", "max_tokens": 4, "temperature": 0})]
-        if "embed" in tasks:
-            return [("/v1/embeddings", {"model": model, "input": "Hello"})]
-        return []
+    async def put_to_sleep(self, level: int) -> None:
+        """Gives the engine's memory back. Nothing runs in it. Raises Conflict where it cannot."""
+        raise Conflict(f"the {self.name} engine cannot sleep (level {level})")
+
+    async def wake_engine(self, level: int) -> None:
+        """Takes the memory again that was given back at ``level``."""
+        raise Conflict(f"the {self.name} engine cannot sleep (level {level})")
+
+    def warmup_requests(self) -> list[Request]:
+        """The requests that make the engine ready for a user's."""
+        names, tasks = self.arguments.model_name, self.status.facts.tasks
+        requests = (probe(names, tasks, prompt) for prompt in self.arguments.warmup_prompts)
+        return [request for request in requests if request is not None]
 
     def warmup_headers(self) -> dict[str, str]:
         """What the engine's own app asks of every caller, such as a key."""
@@ -198,21 +207,13 @@ class BaseBackend(ABC):
             raise
 
     async def _wait_and_warmup(self, app: ASGIApp) -> None:
-        """One small request through the engine's own route, so that no user pays for what a first request costs."""
-        if not self.arguments.warmup:
-            return
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://warmup", headers=self.warmup_headers()
-        ) as client:
-            for path, body in self.warmup_requests():
-                try:
-                    async with asyncio.timeout(self.warmup_timeout_s):
-                        answer = await client.post(path, json=body)
-                except TimeoutError:
-                    raise EngineDied(f"warm-up of {path} got no answer in {self.warmup_timeout_s:g} s") from None
-                if answer.status_code != 200:
-                    raise EngineDied(f"warm-up of {path} failed: HTTP {answer.status_code}: {answer.text[:500]}")
+        """Small requests through the engine's own routes, so that no user pays for what a first request costs."""
+        self._inner = InnerClient(app, self.warmup_headers(), self.warmup_timeout_s)
+        for request in self.warmup_requests() if self.arguments.warmup else ():
+            try:
+                await self._inner.post(request)
+            except NoAnswer as error:
+                raise EngineDied(f"warm-up: {error}") from None
 
     async def _health_check_monitor(self) -> None:
         """Until the engine dies (at once) or hangs (after the progress timeout, said half-way)."""
@@ -220,6 +221,8 @@ class BaseBackend(ABC):
         watch = ProgressWatch()
         while True:
             self.check_alive()
+            if self._lost is not None:
+                raise self._lost
             stalled_s = watch.stalled_for(self.progress(), loop.time())
             if stalled_s > self.arguments.progress_timeout:
                 raise EngineDied(f"the engine hangs: requests are running, but no token came for {stalled_s:.0f} s")
@@ -230,8 +233,24 @@ class BaseBackend(ABC):
                 self.status.set(WorkerState.READY)
             await asyncio.sleep(CHECK_INTERVAL_S)
 
+    # -- what asks the engine to sleep sees of it (backends/control.py) --------------------------------------------
+
+    async def canary(self) -> Gist | None:
+        """What the engine says to a small request, always the same. Raises NoAnswer."""
+        request = probe(self.arguments.model_name, self.status.facts.tasks, CANARY)
+        return gist_of(await self._inner.post(request)) if request and self._inner else None
+
+    def running(self) -> int:
+        return self.progress().running
+
+    def give_up(self, error: IChatError) -> None:
+        """The engine has not died, but cannot be used: the worker ends with ``error``."""
+        self._lost = error
+        self._fail(error)
+
     async def _drain(self, living: "asyncio.Task[None]") -> None:
         """Take nothing new, finish what is in flight, at most ``drain_timeout``; an engine that dies ends it early."""
+        self.control.end()
         self.status.set(WorkerState.DRAINING)
         idle = asyncio.create_task(self._doors.wait_idle())
         done, _ = await asyncio.wait(

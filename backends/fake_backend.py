@@ -75,6 +75,14 @@ class FakeBackend(BaseBackend):
     async def stop_engine(self) -> None:
         self._app = None
 
+    async def put_to_sleep(self, level: int) -> None:
+        if self._app is not None:
+            self._app.fall_asleep()
+
+    async def wake_engine(self, level: int) -> None:
+        if self._app is not None:
+            self._app.wake_up()
+
     def check_alive(self) -> None:
         """It lives as long as this process does."""
 
@@ -110,6 +118,8 @@ class FakeEngine:
         self._script = script
         self._running = 0
         self._steps = 0
+        self._awake = asyncio.Event()
+        self._awake.set()
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -122,6 +132,17 @@ class FakeEngine:
 
     def progress(self) -> Progress:
         return Progress(self._running, self._steps)
+
+    def fall_asleep(self) -> None:
+        """As touchy as the real ones, which do not survive a wrong order. Raises RuntimeError."""
+        if self._running or not self._awake.is_set():
+            raise RuntimeError("an engine that works, or sleeps, cannot fall asleep")
+        self._awake.clear()
+
+    def wake_up(self) -> None:
+        if self._awake.is_set():
+            raise RuntimeError("an engine that is awake cannot wake up")
+        self._awake.set()
 
     async def _models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self._names]})
@@ -168,6 +189,7 @@ class FakeEngine:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
         self._running += 1
         try:
+            await self._awake.wait()  # a sleeping engine takes requests, and answers when it wakes
             for index in range(script.tokens):
                 if script.fault and index >= script.after:
                     await self._go_wrong(script.fault)

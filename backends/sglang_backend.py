@@ -7,32 +7,32 @@ import argparse
 import asyncio
 import atexit
 import contextlib
-import importlib
-import importlib.util
 import logging
 import os
 import signal
-from collections.abc import MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, NoReturn
 
 from backends import cpu_shims
-from backends.base import ASGIApp, BaseBackend, Doors, EngineDied, Progress, kill_children
+from backends.base import ASGIApp, Doors, EngineDied, Progress
 from backends.complaints import complaints_as_config_errors, explain_nearest, one_sentence
-from backends.engine_arguments import check_model_folder, given_options, shown_arguments
-from backends.engine_thread import EngineThread
+from backends.engine_arguments import given_options, shown_arguments
+from backends.engine_backend import EngineBackend
 from backends.sglang_app import SGLangApp
 from backends.sglang_arguments import NO_GRAPHS, to_sglang
 from backends.status import EngineFacts, WorkerStatus
+from backends.timing import note_times, times_of_meta_info
 from config.args import WorkerArguments
-from utils.common import package_version
-from utils.errors import ConfigError, IChatError
+from utils.errors import ConfigError
 from utils.logger import EventLogger
 
+ON_CPU: Final = "SGLANG_USE_CPU_ENGINE"
 IMPORTS: Final = ("transformers", "sglang.srt.server_args", "sglang.srt.entrypoints.http_server")
-LOADING_EXIT_S: Final = 15.0
-LOADING_POLL_S: Final = 0.2
+MEMORY: Final = ["kv_cache", "weights", "cuda_graph"]
+"""All that SGLang gives back, in its words."""
 FOREIGN: Final = {
     "grpc_port": "a worker speaks HTTP",
     "enable_http2": "a worker speaks HTTP/1.1",
@@ -50,6 +50,7 @@ CPU_DEFAULTS: Final[dict[frozenset[str], list[str]]] = {
     frozenset({"mem-fraction-static"}): ["--mem-fraction-static", "0.2"],
     frozenset({"max-total-tokens"}): ["--max-total-tokens", "8192"],
     frozenset({"cuda-graph-backend-decode", "cuda-graph-backend-prefill", "disable-cuda-graph"}): NO_GRAPHS,
+    frozenset({"sleep-on-idle"}): ["--sleep-on-idle"],  # else a scheduler that has nothing to do takes a core
     frozenset({"dtype"}): ["--dtype", "float32"],  # CPUs without AMX or AVX512-BF16 emulate the short floats
 }  # fmt: skip
 """What SGLang needs on a machine without a GPU, where the user gave none of the options on the left."""
@@ -57,29 +58,25 @@ CPU_DEFAULTS: Final[dict[frozenset[str], list[str]]] = {
 logger = EventLogger("backend")
 
 
-class SGLangBackend(BaseBackend):
+class SGLangBackend(EngineBackend):
     name: ClassVar[str] = "sglang"
+    title: ClassVar[str] = "SGLang"
+    module: ClassVar[str] = "sglang"
+    distributions: ClassVar[tuple[str, ...]] = ("sglang",)
+    sleep_option: ClassVar[str] = "--enable-memory-saver"
 
     def __init__(self, arguments: WorkerArguments, status: WorkerStatus, doors: Doors) -> None:
         super().__init__(arguments, status, doors)
-        self._version = package_version("sglang")
-        self._thread = EngineThread("sglang")
-        self._lifespan = contextlib.AsyncExitStack()
         self._engine: Any = None
-        self._key = ""
         self._steps = 0
         self._quit = False
-
-    @property
-    def engine_name(self) -> str:
-        return f"SGLang {self._version}"
 
     @classmethod
     def describe_arguments(cls) -> str:
         import torch
 
         if not torch.cuda.is_available():
-            os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+            os.environ[ON_CPU] = "1"
             cpu_shims.activate(os.environ)
         from sglang.srt.server_args import ServerArgs
 
@@ -89,30 +86,21 @@ class SGLangBackend(BaseBackend):
 
     # -- start -----------------------------------------------------------------------------------------------------
 
-    async def create_engine(self) -> ASGIApp:
-        given = given_options(self.arguments.engine_argv)
-        if importlib.util.find_spec("sglang") is None:
-            raise ConfigError("--backend sglang: SGLang is not installed here: install ichat[sglang]")
-        check_model_folder(self.arguments.model, given)
+    def _prepare(self, given: set[str]) -> None:
+        prepare_environment(os.environ, self.arguments.model)
         # SGLang's children report trouble by SIGQUIT, whose default is to end this process without a word.
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, self._note_quit)
-        try:
-            return await self._load()
-        except IChatError:
-            raise
-        except Exception as error:
-            raise EngineDied(explain_failed_start(error)) from error
+
+    def _prepare_for_cpu(self) -> None:
+        os.environ[ON_CPU] = "1"
+
+    def _explain(self, error: Exception) -> str:
+        return explain_failed_start(error)
 
     async def _load(self) -> ASGIApp:
-        torch = await self._thread.run(importlib.import_module, "torch")
-        on_cpu = not torch.cuda.is_available()
-        prepare_environment(os.environ, self.arguments.model, on_cpu=on_cpu)
-        if on_cpu:
-            cpu_shims.activate(os.environ)
-        for module in IMPORTS:
-            await self._thread.run(importlib.import_module, module)
+        await self._import(IMPORTS)
         with complaints_as_config_errors(self.engine_name):
-            args, shown = await self._thread.run(self._parse, on_cpu)
+            args, shown = await self._thread.run(self._parse)
         await self._thread.run(self._start_engine, args)
         app = await self._create_app(args)
         manager = self._engine.tokenizer_manager
@@ -127,7 +115,7 @@ class SGLangBackend(BaseBackend):
         )
         return SGLangApp(app, tasks_of(manager))
 
-    def _parse(self, on_cpu: bool) -> tuple[Any, dict[str, Any]]:
+    def _parse(self) -> tuple[Any, dict[str, Any]]:
         """SGLang's arguments, and those to show. Raises ConfigError, before anything is loaded."""
         from sglang.srt.server_args import ServerArgs
 
@@ -135,7 +123,7 @@ class SGLangBackend(BaseBackend):
         ServerArgs.add_cli_args(parser)
         defaults = {action.dest: action.default for action in parser._actions}
         wanted = to_sglang(self.arguments.engine_argv, parser._option_string_actions)
-        if on_cpu:
+        if self._on_cpu:
             wanted = [*cpu_argv(given_options(wanted)), *wanted]
         own = ["--model-path", self.arguments.model, "--served-model-name", self.arguments.model_name]
         own += ["--host", self.arguments.host, "--port", str(self.port), "--skip-server-warmup", "--enable-metrics"]
@@ -186,6 +174,7 @@ class SGLangBackend(BaseBackend):
             sigterm_handler=self.request_stop, running_phase_sigquit_handler=self._note_quit
         )
         self._count_steps(manager)
+        note_times_of(manager)
         http_server.set_global_state(
             http_server._GlobalState(
                 tokenizer_manager=manager,
@@ -208,9 +197,6 @@ class SGLangBackend(BaseBackend):
         await self._lifespan.enter_async_context(http_server.lifespan(app))
         served: ASGIApp = app
         return served
-
-    def warmup_headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self._key}"} if self._key else {}
 
     def _count_steps(self, manager: Any) -> None:
         """Every batch of outputs is a step."""
@@ -245,33 +231,55 @@ class SGLangBackend(BaseBackend):
             return Progress(0, 0)
         return Progress(len(self._engine.tokenizer_manager.rid_to_state), self._steps)
 
+    # -- sleep -----------------------------------------------------------------------------------------------------
+
+    async def put_to_sleep(self, level: int) -> None:
+        from sglang.srt.managers.io_struct import ReleaseMemoryOccupationReqInput
+
+        manager = self._engine.tokenizer_manager
+        self._require_sleep_mode(enabled=manager.server_args.enable_memory_saver)
+        await manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=MEMORY))
+
+    async def wake_engine(self, level: int) -> None:
+        from sglang.srt.managers.io_struct import ResumeMemoryOccupationReqInput, UpdateWeightFromDiskReqInput
+
+        manager = self._engine.tokenizer_manager
+        await manager.resume_memory_occupation(ResumeMemoryOccupationReqInput(tags=MEMORY))
+        if level == 1 and (self._on_cpu or manager.server_args.enable_weights_cpu_backup):
+            return  # the weights are there
+        update = UpdateWeightFromDiskReqInput(model_path=self.arguments.model)
+        done, message, _ = await manager.update_weights_from_disk(update, None)
+        if not done:
+            raise EngineDied(f"SGLang did not read its weights again: {message}")
+
     # -- stop ------------------------------------------------------------------------------------------------------
 
-    async def stop_engine(self) -> None:
-        await self._abandon_loading()
-        try:
-            await self._lifespan.aclose()
-        finally:
-            engine, self._engine = self._engine, None
-            if engine is not None:
-                for task in engine.tokenizer_manager.asyncio_tasks:
-                    task.cancel()
-                atexit.unregister(engine.shutdown)  # it has been, then
-                await self._thread.run(engine.shutdown)
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGQUIT)
-
-    async def _abandon_loading(self) -> None:
-        """A job in the thread cannot be cancelled: one that waits for the engine's children ends with them."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOADING_EXIT_S):
-                while self._thread.is_busy:
-                    await asyncio.to_thread(kill_children)
-                    await asyncio.sleep(LOADING_POLL_S)
+    async def _end_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            for task in engine.tokenizer_manager.asyncio_tasks:
+                task.cancel()
+            atexit.unregister(engine.shutdown)  # it has been, then
+            await self._thread.run(engine.shutdown)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGQUIT)
 
 
-def prepare_environment(environ: MutableMapping[str, str], model: str, *, on_cpu: bool) -> None:
-    if on_cpu:
-        environ["SGLANG_USE_CPU_ENGINE"] = "1"
+def note_times_of(manager: Any) -> None:
+    """Every finished sequence's times belong to the request whose task asked for it."""
+    generate = manager.generate_request
+
+    async def generate_and_note(*given: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        async with contextlib.aclosing(generate(*given, **named)) as answers:
+            async for answer in answers:
+                for each in answer if isinstance(answer, list) else [answer]:
+                    if each.get("meta_info", {}).get("finish_reason"):
+                        note_times(partial(times_of_meta_info, each["meta_info"]))
+                yield answer
+
+    manager.generate_request = generate_and_note
+
+
+def prepare_environment(environ: MutableMapping[str, str], model: str) -> None:
     if Path(model).is_dir():
         environ.setdefault("HF_HUB_OFFLINE", "1")
 

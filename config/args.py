@@ -39,6 +39,7 @@ class WorkerArguments:
     drain_timeout: float = 30.0
     progress_timeout: float = 300.0
     warmup: bool = True
+    warmup_prompts: tuple[str, ...] = ("Hello",)
     token: str = ""
     engine_argv: tuple[str, ...] = ()
 
@@ -86,6 +87,7 @@ def parse_worker_arguments(argv: Sequence[str], environ: Mapping[str, str] = os.
         drain_timeout=given.drain_timeout,
         progress_timeout=given.progress_timeout,
         warmup=given.warmup,
+        warmup_prompts=tuple(given.warmup_prompts),
         token=token,
         engine_argv=tuple(engine),
     )
@@ -142,7 +144,9 @@ def create_parser() -> WorkerParser:
     door.add_argument("--progress-timeout", type=seconds, default=DEFAULTS.progress_timeout, metavar="S",
                       help="requests running but no token for this long: the engine hangs")  # fmt: skip
     door.add_argument("--warmup", action=argparse.BooleanOptionalAction, default=DEFAULTS.warmup,
-                      help="send one small request through the engine before saying ready")  # fmt: skip
+                      help="send small requests through the engine before saying ready")  # fmt: skip
+    door.add_argument("--warmup-prompts", nargs="+", default=DEFAULTS.warmup_prompts, metavar="TEXT",
+                      help="what the small requests ask (default: Hello)")  # fmt: skip
     gateway = parser.add_argument_group("gateway")
     gateway.add_argument("--gateway-address", "-ga", default="", metavar="URL", help="e.g. http://HOST:4000")
     gateway.add_argument("--advertise-host", default="", metavar="HOST",

@@ -65,7 +65,8 @@ class Engine(BaseBackend):
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         self.warmed.append(scope["path"])
-        await Response("warm", self.warmup_status)(scope, receive, send)
+        body = '{"choices": [{"text": "warm"}]}' if self.warmup_status == 200 else "warm"
+        await Response(body, self.warmup_status)(scope, receive, send)
 
     async def create_engine(self) -> ASGIApp:
         await self.loaded.wait()

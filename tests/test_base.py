@@ -135,8 +135,15 @@ async def test_warm_up_can_be_left_out() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("tasks", "paths"), [(("generate", "embed"), ["/v1/completions"]),
-                                              (("embed",), ["/v1/embeddings"]), (("score",), [])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tasks", "paths"),
+    [
+        (("generate", "embed"), ["/v1/completions"]),
+        (("embed",), ["/v1/embeddings"]),
+        (("score",), ["/v1/rerank"]),
+        (("transcription",), []),
+    ],
+)
 async def test_warm_up_asks_for_what_the_engine_can(tasks: tuple[str, ...], paths: list[str]) -> None:
     engine = Engine()
     engine.status.learn(EngineFacts(tasks=tasks))

@@ -1,9 +1,9 @@
-"""The worker's doors: /health /ready /metrics /logs/stream are ours, everything else goes to the engine's app."""
+"""The worker's doors: /health /ready /metrics /logs/stream /control/* are ours, all else goes to the engine's app."""
 
 import asyncio
 import hmac
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -12,20 +12,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backends.base import ASGIApp
+from backends.control import LifeControl
 from backends.status import WorkerStatus
 from config.args import WorkerArguments
 from config.states import WorkerState
 from monitor.log_stream import LogResponse
 from monitor.logs import LogBuffer
 from utils.common import is_loopback
-from utils.errors import ApiError, Forbidden, NoReplicaReady, NotFound
+from utils.errors import ApiError, Conflict, Forbidden, NoReplicaReady, NotFound
+from worker.control import Answer, ControlRoutes
 from worker.metrics import Traffic
+from worker.performance import PerformanceApp
 
 STATE_HEADER: Final = "x-ichat-worker-state"
 """Tells the gateway that a 503 is the door's, not the engine's: the request may go to another replica."""
 RETRY_AFTER_S: Final = 2
-
-Answer = Callable[[Request], Awaitable[Response]]
 
 
 class WorkerApp:
@@ -46,6 +47,8 @@ class WorkerApp:
         self._metrics = metrics
         self.on_reader_gone: Callable[[], None] = lambda: None
         """Called when a log stream ends: its reader is the gateway, which may have died."""
+        self.control: LifeControl | None = None
+        """How the engine is drained, put to sleep and woken; set once there is a backend."""
         self._engine: ASGIApp | None = None
         self._stopping = False
         self._idle = asyncio.Event()
@@ -55,10 +58,16 @@ class WorkerApp:
             ("GET", "/ready"): self._health,
             ("GET", "/metrics"): self._prometheus,
             ("GET", "/logs/stream"): self._log_stream,
+            **ControlRoutes(self._get_control, status, lambda: traffic.in_flight, self._require_gateway).answers(),
         }
 
+    def _get_control(self) -> LifeControl:
+        if self.control is None:
+            raise Conflict("the worker has no engine yet: try again later")
+        return self.control
+
     def attach(self, engine_app: ASGIApp) -> None:
-        self._engine = engine_app
+        self._engine = PerformanceApp(engine_app, self._traffic)
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
@@ -136,7 +145,7 @@ class WorkerApp:
         return LogResponse(self._logs, request.headers.get("last-event-id"), self.on_reader_gone)
 
     def _require_gateway(self, request: Request) -> None:
-        """Logs are for the gateway alone: its token where there is one, else callers of this machine."""
+        """Logs and control are for the gateway alone: its token where there is one, else callers of this machine."""
         if self._arguments.token:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self._arguments.token.encode()):

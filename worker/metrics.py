@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from backends.base import Progress
 from backends.status import WorkerStatus
+from backends.timing import Spans
 from config.states import WorkerState
 
 
@@ -19,6 +20,20 @@ class Traffic:
         self.in_flight = 0
         self.requests = 0
         self.turned_away = 0
+        self.timed = 0
+        self.queue_s = 0.0
+        self.prefill_s = 0.0
+        self.decode_s = 0.0
+        self.tokens = 0
+
+    def add_spans(self, spans: Spans | None) -> None:
+        """Where an answered request's time went; None where the engine does not tell."""
+        if spans is not None:
+            self.timed += 1
+            self.queue_s += spans.queue_s or 0.0
+            self.prefill_s += spans.prefill_s or 0.0
+            self.decode_s += spans.decode_s or 0.0
+            self.tokens += spans.tokens
 
 
 class WorkerCollector(Collector):
@@ -54,6 +69,19 @@ class WorkerCollector(Collector):
         yield CounterMetricFamily(
             "ichat_worker_turned_away", "Requests refused because of the state.", value=self._traffic.turned_away
         )
+        yield from self._collect_times()
+
+    def _collect_times(self) -> Iterator[Metric]:
+        """By the engine's own clock, of requests that were answered."""
+        traffic = self._traffic
+        for name, what, value in (
+            ("timed_requests", "Requests whose times the engine told.", traffic.timed),
+            ("queue_seconds", "Time that requests waited in the engine.", traffic.queue_s),
+            ("prefill_seconds", "Time from there to the first token.", traffic.prefill_s),
+            ("decode_seconds", "Time from the first token to the last.", traffic.decode_s),
+            ("generated_tokens", "Tokens generated for these requests.", traffic.tokens),
+        ):
+            yield CounterMetricFamily(f"ichat_worker_{name}", what, value=value)
 
 
 def create_registry(status: WorkerStatus, traffic: Traffic, progress: Callable[[], Progress]) -> CollectorRegistry:
