@@ -18,6 +18,7 @@ if __name__ == "__mp_main__":
 async def serve(argv: list[str]) -> None:
     """Wires one worker and runs it to its end. Raises ConfigError, or EngineDied."""
     import asyncio
+    import os
     import signal
 
     import httpx
@@ -27,8 +28,10 @@ async def serve(argv: list[str]) -> None:
     from config.args import parse_worker_arguments
     from monitor.heartbeat import HeartbeatSender
     from monitor.logs import LogBuffer
+    from monitor.system import read_gpus
     from worker.app import WorkerApp
     from worker.beat import beat_maker
+    from worker.gpus import GpuWatch
     from worker.metrics import Traffic, create_registry
     from worker.output import OutputCapture
 
@@ -36,7 +39,13 @@ async def serve(argv: list[str]) -> None:
     create_backend = backend_class(arguments.backend)
     loop = asyncio.get_running_loop()
     status, logs, traffic = WorkerStatus(), LogBuffer(), Traffic()
-    metrics = create_registry(status, traffic, lambda: backend.progress())  # noqa: PLW0108 - it is made below
+    gpus = GpuWatch(read_gpus, os.environ, status)
+    metrics = create_registry(
+        status,
+        traffic,
+        lambda: backend.progress(),  # noqa: PLW0108 - it is made below
+        lambda: gpus.memory,
+    )
     doors = WorkerApp(arguments, status, logs, traffic, metrics)
     backend = create_backend(arguments, status, doors)
     doors.control = backend.control
@@ -45,13 +54,15 @@ async def serve(argv: list[str]) -> None:
     capture = OutputCapture(logs, loop)
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
-            sender = HeartbeatSender(client, arguments, beat_maker(backend, arguments, traffic))
+            sender = HeartbeatSender(client, arguments, beat_maker(backend, arguments, traffic, gpus))
             status.subscribe(sender.beat_soon)
             doors.on_reader_gone = sender.beat_soon
             backend.on_open = sender.start
             try:
+                await gpus.start()
                 await backend.run()
             finally:
+                gpus.stop()
                 await sender.stop()
     finally:
         capture.stop()

@@ -20,6 +20,24 @@ RETRY_S = 1.0
 logger = EventLogger("heartbeat")
 
 
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class GpuMemory(BaseModel):
+    """The memory of one GPU that a worker sees, in bytes; all programs on the GPU count. None: not known, or not yet.
+
+    ``used_before_load`` and ``used_after_load``: at the start of the worker, and when its engine was ready.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    gpu_id: Annotated[int, Field(ge=0)]
+    total: Bytes | None = None
+    used: Bytes | None = None
+    used_before_load: Bytes | None = None
+    used_after_load: Bytes | None = None
+
+
 class Heartbeat(BaseModel):
     """A worker, whole. The first beat registers it; fields that we do not know are kept and shown.
 
@@ -44,6 +62,7 @@ class Heartbeat(BaseModel):
     max_model_len: int | None = None
     backend_args: dict[str, Any] = {}
     gpu_ids: tuple[int, ...] = ()
+    gpu_memory: tuple[GpuMemory, ...] = ()
     pid: int | None = None
     node: str = ""
     engine_version: str = ""

@@ -6,9 +6,11 @@ from backends.fake_backend import FakeBackend
 from backends.status import EngineFacts, WorkerStatus
 from config.args import parse_worker_arguments
 from config.states import WorkerState
-from monitor.heartbeat import Heartbeat
+from monitor.heartbeat import GpuMemory, Heartbeat
+from monitor.system import Gpu
 from tests.engine_double import Doors
-from worker.beat import beat_maker, visible_gpus
+from worker.beat import beat_maker
+from worker.gpus import GpuWatch
 from worker.metrics import Traffic
 
 
@@ -18,7 +20,10 @@ async def test_a_beat_says_what_the_worker_knows_at_the_moment() -> None:
             "--host", "0.0.0.0", "--advertise-host", "gpu7"]  # fmt: skip
     arguments = parse_worker_arguments(argv, {"ICHAT_WORKER_TOKEN": "t0ken"})
     status, traffic = WorkerStatus(), Traffic()
-    make_beat = beat_maker(FakeBackend(arguments, status, Doors()), arguments, traffic)
+    card = Gpu(3, "H100", "GPU-3", memory_total=80, memory_used=5)
+    gpus = GpuWatch(lambda: [card], {"CUDA_VISIBLE_DEVICES": "GPU-3"}, status)
+    make_beat = beat_maker(FakeBackend(arguments, status, Doors()), arguments, traffic, gpus)
+    await gpus.start()
     assert make_beat().state is WorkerState.LOADING
     status.learn(EngineFacts(version="1.2", tasks=("generate",), max_model_len=99, arguments={"seed": 1}))
     status.set(WorkerState.UNHEALTHY, "slow " * 1000)
@@ -29,14 +34,8 @@ async def test_a_beat_says_what_the_worker_knows_at_the_moment() -> None:
     assert (beat.state, beat.engine_version, beat.tasks) == (WorkerState.UNHEALTHY, "1.2", ("generate",))
     assert (beat.max_model_len, beat.backend_args, beat.load["in_flight"]) == (99, {"seed": 1}, 2)
     assert (beat.heartbeat_interval, beat.log_streaming) == (3, False)
+    assert (beat.gpu_ids, beat.gpu_memory) == ((3,), (GpuMemory(gpu_id=3, total=80, used=5, used_before_load=5),))
     assert len(beat.reason) == 2000
     assert "t0ken" not in beat.model_dump_json()
     assert Heartbeat.model_validate_json(beat.model_dump_json()) == beat
-
-
-@pytest.mark.parametrize(
-    ("variable", "ids"),
-    [("", ()), ("0", (0,)), ("2, 0", (2, 0)), ("GPU-8f1c", ()), ("-1", ()), ("0,", ()), ("NoDevFiles", ())],
-)
-def test_gpus_are_known_by_their_numbers_alone(variable: str, ids: tuple[int, ...]) -> None:
-    assert visible_gpus(variable) == ids
+    gpus.stop()

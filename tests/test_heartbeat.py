@@ -44,7 +44,8 @@ def test_unknown_fields_are_kept() -> None:
 
 
 def test_a_beat_crosses_the_wire_whole() -> None:
-    beat = Heartbeat.model_validate({**LEAST, "state": "loading", "aliases": ["n"], "started_at": 1.5, "gpu_ids": [0]})
+    beat = Heartbeat.model_validate({**LEAST, "state": "loading", "aliases": ["n"], "started_at": 1.5, "gpu_ids": [0],
+                                     "gpu_memory": [{"gpu_id": 0, "total": 2**37, "used_before_load": 1}]})  # fmt: skip
     assert Heartbeat.model_validate_json(beat.model_dump_json()) == beat
 
 
@@ -59,6 +60,7 @@ def test_a_name_given_twice_is_one_name() -> None:
         ("port", 65536), ("host", "h/../x"), ("host", "h:1 GET /"), ("state", "healthy"), ("heartbeat_interval", 0),
         ("heartbeat_interval", 10**6), ("aliases", ["a\n"]), ("started_at", float("inf")), ("started_at", float("nan")),
         ("node", "\ud800"), ("load", {"x": "\udfff"}), ("unknown", "\ud800"),
+        ("gpu_memory", [{"gpu_id": -1}]), ("gpu_memory", [{"total": 1}]), ("gpu_memory", [{"gpu_id": 0, "used": -1}]),
     ],
 )  # fmt: skip
 def test_a_beat_that_would_break_others_is_refused(field: str, value: Any) -> None:

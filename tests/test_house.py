@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "worker": {"backends", "monitor", "config", "utils"},
     "api": {"relay", "fleet", "monitor", "config", "utils"},
     "gateway.py": ROOMS - {"backends", "worker"},
-    "serve.py": {"worker", "backends", "monitor.heartbeat", "monitor.logs", "config", "utils"},
+    "serve.py": {"worker", "backends", "monitor.heartbeat", "monitor.logs", "monitor.system", "config", "utils"},
 }
 ONLY_IN = {
     "vllm": "backends/vllm_backend.py",

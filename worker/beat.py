@@ -9,10 +9,13 @@ from backends.base import BaseBackend
 from config.args import WorkerArguments
 from monitor.heartbeat import Heartbeat
 from utils.common import package_version
+from worker.gpus import GpuWatch
 from worker.metrics import Traffic
 
 
-def beat_maker(backend: BaseBackend, arguments: WorkerArguments, traffic: Traffic) -> Callable[[], Heartbeat]:
+def beat_maker(
+    backend: BaseBackend, arguments: WorkerArguments, traffic: Traffic, gpus: GpuWatch
+) -> Callable[[], Heartbeat]:
     """A function that makes the beat of the moment."""
     started_at = time.time()
     status = backend.status
@@ -34,7 +37,8 @@ def beat_maker(backend: BaseBackend, arguments: WorkerArguments, traffic: Traffi
             capacity=facts.capacity,
             max_model_len=facts.max_model_len,
             backend_args=facts.arguments,
-            gpu_ids=visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "")),
+            gpu_ids=gpus.ids,
+            gpu_memory=gpus.memory,
             pid=os.getpid(),
             node=socket.gethostname(),
             engine_version=facts.version,
@@ -46,9 +50,3 @@ def beat_maker(backend: BaseBackend, arguments: WorkerArguments, traffic: Traffi
         )
 
     return make_beat
-
-
-def visible_gpus(variable: str) -> tuple[int, ...]:
-    """The physical ids in CUDA_VISIBLE_DEVICES; () where it is empty or names GPUs by UUID."""
-    parts = [part.strip() for part in variable.split(",")]
-    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else ()

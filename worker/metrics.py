@@ -1,6 +1,6 @@
 """The worker's own Prometheus families, beside the engine's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -11,6 +11,7 @@ from backends.base import Progress
 from backends.status import WorkerStatus
 from backends.timing import Spans
 from config.states import WorkerState
+from monitor.heartbeat import GpuMemory
 
 
 class Traffic:
@@ -37,12 +38,19 @@ class Traffic:
 
 
 class WorkerCollector(Collector):
-    """State, load time and traffic, read at the time of the scrape."""
+    """State, load time, traffic and GPU memory, read at the time of the scrape."""
 
-    def __init__(self, status: WorkerStatus, traffic: Traffic, progress: Callable[[], Progress]) -> None:
+    def __init__(
+        self,
+        status: WorkerStatus,
+        traffic: Traffic,
+        progress: Callable[[], Progress],
+        gpus: Callable[[], Sequence[GpuMemory]],
+    ) -> None:
         self._status = status
         self._traffic = traffic
         self._progress = progress
+        self._gpus = gpus
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("ichat_worker_state", "1 for the state the worker is in.", labels=["state"])
@@ -70,6 +78,7 @@ class WorkerCollector(Collector):
             "ichat_worker_turned_away", "Requests refused because of the state.", value=self._traffic.turned_away
         )
         yield from self._collect_times()
+        yield from gpu_families(self._gpus())
 
     def _collect_times(self) -> Iterator[Metric]:
         """By the engine's own clock, of requests that were answered."""
@@ -84,7 +93,25 @@ class WorkerCollector(Collector):
             yield CounterMetricFamily(f"ichat_worker_{name}", what, value=value)
 
 
-def create_registry(status: WorkerStatus, traffic: Traffic, progress: Callable[[], Progress]) -> CollectorRegistry:
+def gpu_families(gpus: Sequence[GpuMemory]) -> Iterator[Metric]:
+    """Nothing where there are no GPUs. ``gpu`` is the physical id."""
+    used = GaugeMetricFamily(
+        "ichat_worker_gpu_memory_used_bytes", "Memory in use on a GPU of the worker, by all programs.", labels=["gpu"]
+    )
+    total = GaugeMetricFamily("ichat_worker_gpu_memory_total_bytes", "Memory of a GPU of the worker.", labels=["gpu"])
+    for gpu in gpus:
+        for family, value in ((used, gpu.used), (total, gpu.total)):
+            if value is not None:
+                family.add_metric([str(gpu.gpu_id)], value)
+    yield from (family for family in (used, total) if family.samples)
+
+
+def create_registry(
+    status: WorkerStatus,
+    traffic: Traffic,
+    progress: Callable[[], Progress],
+    gpus: Callable[[], Sequence[GpuMemory]] = tuple,
+) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(WorkerCollector(status, traffic, progress))
+    registry.register(WorkerCollector(status, traffic, progress, gpus))
     return registry

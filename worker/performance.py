@@ -1,7 +1,7 @@
 """``performance``: where a request's time went, told in its answer if the client asks, and summed up for /metrics.
 
-Asked for by the header ``x-ichat-performance: 1``, or by ``"include_performance": true`` in the body; without, an answer
-is the engine's own, byte for byte. It stands beside the answer's other fields; in a stream, in its last event.
+Asked for by the header ``x-ichat-performance: 1``, or by ``"include_performance": true`` in the body; without, an
+answer is the engine's own, byte for byte. It stands beside the answer's other fields; in a stream, in its last event.
 """
 
 import json
