@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from api.app import create_app
 from config.load import load_settings
 from config.settings import GatewaySettings
 from fleet.fleet import Fleet, FleetSettings
+from fleet.placement import gpu_problems, needs_gpus, shared_gpus
 from monitor.log_collector import LogCollector
 from monitor.metrics import RelayMetrics, WorkersCollector
 from monitor.prober import Prober
 from monitor.registry import Worker, WorkerRegistry
+from monitor.system import Gpu, read_gpus
 from relay.access import Access
 from relay.door import Door
 from relay.relay import Relay
@@ -139,6 +142,23 @@ def check_backends(settings: GatewaySettings) -> None:
             raise ConfigError(f"{where}: there is no backend {worker.backend!r}: there are {', '.join(known)}")
 
 
+def check_gpus(
+    settings: GatewaySettings, environ: Mapping[str, str], read: Callable[[], Sequence[Gpu]] = read_gpus
+) -> None:
+    """Raises ConfigError for ``gpu_ids`` that this machine does not have. What may be meant is logged only."""
+    if not any(map(needs_gpus, settings.managed_workers)):
+        return
+    gpus = read()
+    if problems := gpu_problems(settings.managed_workers, gpus):
+        raise ConfigError("\n".join(problems))
+    for gpu in gpus:
+        if gpu.trouble:  # the workers on the others can run
+            logger.warning("gpu_in_trouble", gpu=gpu.index, error=gpu.trouble)
+    for index, workers in shared_gpus(settings.managed_workers, gpus, environ).items():
+        why = "they see the same GPU: give each its own gpu_ids, or each a part by gpu_memory_utilization"
+        logger.warning("gpu_shared", gpu=index, workers=", ".join(workers), why=why)
+
+
 def fleet_settings(settings: GatewaySettings, port: int, token: str) -> FleetSettings:
     own = settings.server_settings
     host = "127.0.0.1" if own.host in ("0.0.0.0", "::", "localhost") else own.host  # noqa: S104
@@ -169,6 +189,7 @@ def main() -> int:
         settings = load_settings(arguments.config)
         check_backends(settings)
         setup_logging(settings.server_settings.log_level)
+        check_gpus(settings, os.environ)
         raise_open_files_limit()
         uvloop.run(serve(settings))
     except ConfigError as error:

@@ -299,6 +299,14 @@ def test_a_wrong_config_is_a_clear_error_and_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in program.output()
 
 
+def test_a_gpu_that_is_not_there_is_a_clear_error_and_code_2(tmp_path: Path) -> None:
+    config = write_config(tmp_path, managed_workers=[{**fake_worker("a", gpu_ids=[99]), "backend": "vllm"}])
+    with running(["gateway.py", "--config", str(config)], tmp_path / "log") as program:
+        assert program.wait() == 2
+    assert "managed_workers.0.gpu_ids: this machine has no GPU 99: " in program.output()
+    assert "Traceback" not in program.output()
+
+
 @pytest.mark.parametrize(("engine", "code", "said"), [("fake", 0, "--fault-after"), ("vlm", 2, "the backends are")])
 def test_help_of_an_engine(tmp_path: Path, engine: str, code: int, said: str) -> None:
     with running(["serve.py", f"--help={engine}"], tmp_path / "log") as program:
