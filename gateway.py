@@ -26,6 +26,7 @@ from config.load import load_settings
 from config.settings import GatewaySettings
 from fleet.fleet import Fleet, FleetSettings
 from fleet.placement import gpu_problems, needs_gpus, shared_gpus
+from monitor.control_client import ControlClient
 from monitor.log_collector import LogCollector
 from monitor.metrics import RelayMetrics, WorkersCollector
 from monitor.prober import Prober
@@ -66,7 +67,8 @@ class Gateway:
         families = CollectorRegistry()
         families.register(metrics)
         families.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))
-        app = create_app(self.registry, access, self._logs, families, lambda: self._relay.in_flight)
+        control = ControlClient(self._client, token=token)
+        app = create_app(self.registry, access, self._logs, control, families, lambda: self._relay.in_flight)
         self._fleet = Fleet(
             settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, os.environ, rng
         )

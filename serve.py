@@ -48,7 +48,7 @@ async def serve(argv: list[str]) -> None:
     )
     doors = WorkerApp(arguments, status, logs, traffic, metrics)
     backend = create_backend(arguments, status, doors)
-    doors.control = backend.control
+    doors.backend = backend
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, backend.request_stop)
     capture = OutputCapture(logs, loop)

@@ -3,19 +3,32 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from api.views import model_views, worker_view
-from monitor.registry import UnknownWorker, WorkerRegistry
+from config.settings import Name
+from monitor.control_client import ControlClient
+from monitor.registry import UnknownWorker, Worker, WorkerRegistry
 from monitor.system import read_machine
 from relay.access import Access
 from utils.common import package_version
 from utils.errors import NotFound
 
 
-def routes(registry: WorkerRegistry, access: Access, in_flight: Callable[[], dict[str, int]]) -> APIRouter:
+class Adapter(BaseModel):
+    """``path``: a folder on the worker's machine, or a hub id."""
+
+    name: Name
+    path: Annotated[str, Field(min_length=1)]
+
+
+def routes(
+    registry: WorkerRegistry, access: Access, control: ControlClient, in_flight: Callable[[], dict[str, int]]
+) -> APIRouter:
     started = time.time()
 
     def require_admin(request: Request) -> None:
@@ -31,12 +44,35 @@ def routes(registry: WorkerRegistry, access: Access, in_flight: Callable[[], dic
 
     @router.get("/workers/{worker_id}")
     async def get_worker(worker_id: str) -> dict[str, Any]:
-        try:
-            worker = registry.worker(worker_id)
-        except UnknownWorker as error:
-            known = ", ".join(worker.id for worker in registry.workers()) or "none"
-            raise NotFound(f"there is no worker {worker_id!r}: the workers are {known}") from error
-        return worker_view(worker, in_flight(), time.monotonic())
+        return worker_view(find_worker(registry, worker_id), in_flight(), time.monotonic())
+
+    async def tell(worker_id: str, method: str, path: str, body: dict[str, Any] | None = None) -> JSONResponse:
+        told = await control.ask(find_worker(registry, worker_id).beat, method, path, body)
+        return JSONResponse(told.body, told.status)
+
+    @router.post("/workers/{worker_id}/drain")
+    async def drain_worker(worker_id: str) -> JSONResponse:
+        """Takes nothing new, and finishes what it has; ``wake`` takes it back. Answers at once."""
+        return await tell(worker_id, "POST", "drain")
+
+    @router.post("/workers/{worker_id}/sleep")
+    async def put_worker_to_sleep(worker_id: str, level: int = 1) -> JSONResponse:
+        """Drains, then gives the engine's memory back. ``level`` 1: weights wait in main memory; 2: on disk."""
+        return await tell(worker_id, "POST", f"sleep?level={level}")
+
+    @router.post("/workers/{worker_id}/wake")
+    async def wake_worker(worker_id: str) -> JSONResponse:
+        """Ready again when this answers, and has answered a canary as before."""
+        return await tell(worker_id, "POST", "wake")
+
+    @router.post("/workers/{worker_id}/adapters")
+    async def load_adapter(worker_id: str, adapter: Adapter) -> JSONResponse:
+        """A LoRA adapter for a running engine: a model of its own name when this answers."""
+        return await tell(worker_id, "POST", "adapters", adapter.model_dump())
+
+    @router.delete("/workers/{worker_id}/adapters/{name:path}")
+    async def unload_adapter(worker_id: str, name: str) -> JSONResponse:
+        return await tell(worker_id, "DELETE", "adapters", {"name": name})
 
     @router.get("/cluster/status")
     def cluster_status() -> dict[str, Any]:
@@ -65,3 +101,12 @@ def routes(registry: WorkerRegistry, access: Access, in_flight: Callable[[], dic
         }
 
     return router
+
+
+def find_worker(registry: WorkerRegistry, worker_id: str) -> Worker:
+    """Raises NotFound."""
+    try:
+        return registry.worker(worker_id)
+    except UnknownWorker as error:
+        known = ", ".join(worker.id for worker in registry.workers()) or "none"
+        raise NotFound(f"there is no worker {worker_id!r}: the workers are {known}") from error

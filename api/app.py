@@ -8,6 +8,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from api import admin, logs, openai, system, workers
 from api.envelope import RequestIdHeader, install_error_envelope
+from monitor.control_client import ControlClient
 from monitor.log_collector import LogCollector
 from monitor.registry import WorkerRegistry
 from relay.access import Access
@@ -18,6 +19,7 @@ def create_app(
     registry: WorkerRegistry,
     access: Access,
     log_collector: LogCollector,
+    control: ControlClient,
     metrics: CollectorRegistry,
     in_flight: Callable[[], dict[str, int]],
 ) -> FastAPI:
@@ -28,7 +30,7 @@ def create_app(
     app.add_middleware(ProxyHeadersMiddleware)
     app.include_router(openai.routes(registry, access))
     app.include_router(workers.routes(registry, access))
-    app.include_router(admin.routes(registry, access, in_flight))
+    app.include_router(admin.routes(registry, access, control, in_flight))
     app.include_router(logs.routes(log_collector, access))
     app.include_router(system.routes(registry, metrics))
     openai.describe_relay_routes(app)

@@ -45,5 +45,11 @@ def new_model_view(name: str, worker: Worker) -> dict[str, Any]:
         "created": int(worker.beat.started_at or time.time()),
         "owned_by": "ichat",
         "max_model_len": worker.beat.max_model_len,
-        "ichat": {"replicas": 0, "backends": [], "tasks": list(worker.beat.tasks)},
+        "ichat": {
+            "replicas": 0,
+            "backends": [],
+            "tasks": list(worker.beat.tasks),
+            "modalities": list(worker.beat.modalities),
+            "adapter_of": worker.beat.model_name if name in worker.beat.adapters else None,
+        },
     }

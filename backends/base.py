@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 import psutil
 
+from backends.adapters import Adapters
 from backends.control import LifeControl
 from backends.inner import CANARY, Gist, InnerClient, NoAnswer, Request, gist_of, probe
 from backends.status import WorkerStatus
@@ -82,6 +83,7 @@ class BaseBackend(ABC):
         """The port listened on: known after ``_setup_server`` where the argument was 0."""
         self.on_open: Callable[[], object] | None = None
         """Called once the port is open, before the engine loads: the time for the first heartbeat."""
+        self.adapters = Adapters(self, status, arguments.names)
         self.control = LifeControl(self, status, doors.wait_idle, arguments.drain_timeout)
         self._doors = doors
         self._inner: InnerClient | None = None
@@ -123,6 +125,12 @@ class BaseBackend(ABC):
     async def wake_engine(self, level: int) -> None:
         """Takes the memory again that was given back at ``level``."""
         raise Conflict(f"the {self.name} engine cannot sleep (level {level})")
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        raise Conflict(f"the {self.name} engine takes no LoRA adapters ({name}, {path})")
+
+    async def unload_adapter(self, name: str) -> None:
+        raise Conflict(f"the {self.name} engine takes no LoRA adapters ({name})")
 
     def warmup_requests(self) -> list[Request]:
         """The requests that make the engine ready for a user's."""

@@ -1,8 +1,8 @@
-"""SGLang's app, with what it answers wrongly put right: reranking."""
+"""SGLang's app, with what it answers otherwise than the field put right: reranking, and adapters by their names."""
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from backends.base import ASGIApp
@@ -12,16 +12,19 @@ RERANK: Final = frozenset({"/rerank", "/v1/rerank", "/v2/rerank"})
 
 
 class SGLangApp:
-    """Raw ASGI. All but reranking is SGLang's own."""
+    """Raw ASGI. All else is SGLang's own. ``adapters``: those that can be asked for now."""
 
-    def __init__(self, app: ASGIApp, tasks: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, tasks: Collection[str], adapters: Callable[[], Collection[str]] = tuple) -> None:
         self._app = app
+        self._adapters = adapters
         self._is_cross_encoder = "score" in tasks
         self._tasks = tasks
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in RERANK:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
+        elif scope["path"] not in RERANK:
+            await self._serve(scope, receive, send)
         elif self._is_cross_encoder or "generate" in self._tasks:  # some generating models are rerankers too
             await self._rerank(scope, receive, send)
         else:
@@ -29,6 +32,19 @@ class SGLangApp:
             kinds = ", ".join(sorted(self._tasks))
             error = BadRequest(f"this model cannot rerank, it can {kinds}: ask one that was made for reranking")
             await answer(send, 400, error.body())
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        """SGLang knows an adapter as ``MODEL:NAME``, or by a field of its own; a client asks for the model ``NAME``."""
+        adapters = self._adapters()
+        if not adapters:
+            await self._app(scope, receive, send)
+            return
+        request = await read(receive)
+        if request is not None:
+            body = with_adapter(request, adapters)
+            length = (b"content-length", b"%d" % len(body))
+            headers = [*(each for each in scope["headers"] if each[0] != b"content-length"), length]
+            await self._app({**scope, "headers": headers}, replay(body, receive), send)
 
     async def _rerank(self, scope: Any, receive: Any, send: Any) -> None:
         """SGLang answers a bare list; Cohere's and Jina's clients, and vLLM, know ``results``."""
@@ -44,16 +60,33 @@ class SGLangApp:
             else:
                 pieces.append(message.get("body", b""))
 
-        replies = iter([{"type": "http.request", "body": request, "more_body": False}])
-
-        async def replay() -> Any:
-            return next(replies, None) or await receive()
-
-        await self._app({**scope, "path": "/v1/rerank", "raw_path": b"/v1/rerank"}, replay, keep)
+        scope = {**scope, "path": "/v1/rerank", "raw_path": b"/v1/rerank"}
+        await self._app(scope, replay(request, receive), keep)
         body = b"".join(pieces)
         await answer(
             send, head["status"], reshape(request, body, self._is_cross_encoder) if head["status"] == 200 else body
         )
+
+
+def with_adapter(request: bytes, adapters: Collection[str]) -> bytes:
+    """The request as SGLang wants it, if it names an adapter as its model; else as it is."""
+    try:
+        asked = json.loads(request)
+    except (ValueError, RecursionError):
+        return request  # SGLang will say what is wrong with it
+    if not isinstance(asked, dict) or asked.get("model") not in adapters:
+        return request
+    return json.dumps({**asked, "lora_path": asked["model"]}).encode()
+
+
+def replay(body: bytes, receive: Any) -> Any:
+    """A ``receive`` that gives the body that was read already, and then what comes."""
+    replies = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive_again() -> Any:
+        return next(replies, None) or await receive()
+
+    return receive_again
 
 
 def reshape(request: bytes, body: bytes, are_logits: bool) -> bytes:

@@ -20,13 +20,13 @@ from backends import cpu_shims
 from backends.base import ASGIApp, Doors, EngineDied, Progress
 from backends.complaints import complaints_as_config_errors, explain_nearest, one_sentence
 from backends.engine_arguments import given_options, shown_arguments
-from backends.engine_backend import EngineBackend
+from backends.engine_base import EngineBackend
 from backends.sglang_app import SGLangApp
 from backends.sglang_arguments import NO_GRAPHS, to_sglang
 from backends.status import EngineFacts, WorkerStatus
 from backends.timing import note_times, times_of_meta_info
 from config.args import WorkerArguments
-from utils.errors import ConfigError
+from utils.errors import BadRequest, ConfigError, Conflict
 from utils.logger import EventLogger
 
 ON_CPU: Final = "SGLANG_USE_CPU_ENGINE"
@@ -110,10 +110,12 @@ class SGLangBackend(EngineBackend):
                 tasks=tasks_of(manager),
                 max_model_len=manager.context_len,
                 capacity=self._scheduler_info.get("max_running_requests") or args.max_running_requests,
+                modalities=modalities_of(manager.model_config),
+                adapters=tuple(manager.lora_registry.get_all_adapters()) if args.enable_lora else (),
                 arguments=shown,
             )
         )
-        return SGLangApp(app, tasks_of(manager))
+        return SGLangApp(app, tasks_of(manager), lambda: self.status.facts.adapters)
 
     def _parse(self) -> tuple[Any, dict[str, Any]]:
         """SGLang's arguments, and those to show. Raises ConfigError, before anything is loaded."""
@@ -252,6 +254,30 @@ class SGLangBackend(EngineBackend):
         if not done:
             raise EngineDied(f"SGLang did not read its weights again: {message}")
 
+    # -- adapters --------------------------------------------------------------------------------------------------
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        from sglang.srt.managers.io_struct import LoadLoRAAdapterReqInput
+
+        manager = self._require_lora()
+        self._require_success(await manager.load_lora_adapter(LoadLoRAAdapterReqInput(lora_name=name, lora_path=path)))
+
+    async def unload_adapter(self, name: str) -> None:
+        from sglang.srt.managers.io_struct import UnloadLoRAAdapterReqInput
+
+        manager = self._require_lora()
+        self._require_success(await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name)))
+
+    def _require_lora(self) -> Any:
+        manager = self._engine.tokenizer_manager
+        if not manager.server_args.enable_lora:
+            raise Conflict(f"this {self.engine_name} was started without --enable-lora: it takes no adapters")
+        return manager
+
+    def _require_success(self, answer: Any) -> None:
+        if not answer.success:
+            raise BadRequest(f"{self.engine_name}: {one_sentence(str(answer.error_message))}", param="path")
+
     # -- stop ------------------------------------------------------------------------------------------------------
 
     async def _end_engine(self) -> None:
@@ -288,6 +314,12 @@ def cpu_argv(given: set[str]) -> list[str]:
     chosen = [word for options, words in CPU_DEFAULTS.items() if not options & given for word in words]
     logger.info("cpu_defaults", why="SGLang runs without a GPU", arguments=" ".join(chosen))
     return chosen
+
+
+def modalities_of(model_config: Any) -> tuple[str, ...]:
+    """In vLLM's words."""
+    image, audio = model_config.is_image_understandable_model, model_config.is_audio_understandable_model
+    return ("text", *(["audio"] if audio else []), *(["image"] if image else []))
 
 
 def tasks_of(manager: Any) -> tuple[str, ...]:

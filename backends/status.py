@@ -19,6 +19,10 @@ class EngineFacts:
     tasks: tuple[str, ...] = ()
     max_model_len: int | None = None
     capacity: int | None = None
+    modalities: tuple[str, ...] = ("text",)
+    """What a request may hold, in vLLM's words."""
+    adapters: tuple[str, ...] = ()
+    """The names of the LoRA adapters that can be asked for."""
     arguments: dict[str, Any] = field(default_factory=dict)
 
 

@@ -22,7 +22,7 @@ from backends import cpu_shims
 from backends.base import ASGIApp, Doors, EngineDied, Progress
 from backends.complaints import complaints_as_config_errors, one_sentence
 from backends.engine_arguments import engine_argv, given_options, shown_arguments
-from backends.engine_backend import EngineBackend
+from backends.engine_base import EngineBackend
 from backends.status import EngineFacts, WorkerStatus
 from backends.timing import note_times, times_of_stats
 from backends.vllm_complaints import (
@@ -34,7 +34,7 @@ from backends.vllm_complaints import (
 from backends.vllm_cpu import cpu_defaults
 from config.args import WorkerArguments
 from utils.common import package_version
-from utils.errors import ConfigError
+from utils.errors import BadRequest, ConfigError, Conflict
 from utils.logger import EventLogger
 
 IMPORTS: Final = ("transformers", "vllm", "vllm.engine.arg_utils")
@@ -66,6 +66,7 @@ class VLLMBackend(EngineBackend):
     def __init__(self, arguments: WorkerArguments, status: WorkerStatus, doors: Doors) -> None:
         super().__init__(arguments, status, doors)
         self._client: Any = None
+        self._models: Any = None
         self._steps = 0
 
     @classmethod
@@ -98,6 +99,8 @@ class VLLMBackend(EngineBackend):
                 tasks=tasks,
                 max_model_len=self._client.model_config.max_model_len,
                 capacity=self._client.vllm_config.scheduler_config.max_num_seqs,
+                modalities=modalities_of(self._client),
+                adapters=tuple(self._models.lora_requests),
                 arguments=shown,
             )
         )
@@ -156,6 +159,7 @@ class VLLMBackend(EngineBackend):
                    "vllm.entrypoints.openai.api_server")(client, app.state, args, tasks)  # fmt: skip
         # vLLM's error handler asks for the server; with KEEP_ALIVE_ON_ENGINE_DEATH it does nothing to it.
         app.state.server = SimpleNamespace(should_exit=False)
+        self._models = app.state.openai_serving_models
         # The worker's own server runs without lifespans: the engine's is entered and left here.
         await self._lifespan.enter_async_context(app.router.lifespan_context(app))
         self._key = next(iter(args.api_key or ()), os.environ.get("VLLM_API_KEY", ""))
@@ -197,6 +201,30 @@ class VLLMBackend(EngineBackend):
         await self._client.collective_rpc("reload_weights")
         await self._client.wake_up(tags=["kv_cache"])
 
+    # -- adapters --------------------------------------------------------------------------------------------------
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+
+        self._require_lora()
+        request = LoadLoRAAdapterRequest(lora_name=name, lora_path=path)
+        self._require_success(await self._models.load_lora_adapter(request))
+
+    async def unload_adapter(self, name: str) -> None:
+        from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
+
+        self._require_lora()
+        self._require_success(await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
+
+    def _require_lora(self) -> None:
+        if self._client.vllm_config.lora_config is None:
+            raise Conflict(f"this {self.engine_name} was started without --enable-lora: it takes no adapters")
+
+    def _require_success(self, answer: Any) -> None:
+        """vLLM says in words that it went well, and otherwise answers an object."""
+        if not isinstance(answer, str):
+            raise BadRequest(f"{self.engine_name}: {one_sentence(answer.error.message)}", param="path")
+
     # -- stop ------------------------------------------------------------------------------------------------------
 
     async def _end_engine(self) -> None:
@@ -210,6 +238,12 @@ class VLLMBackend(EngineBackend):
             client.output_handler.cancel()
             await asyncio.wait({client.output_handler})
         await self._thread.run(client.shutdown, ENGINE_EXIT_S)
+
+
+def modalities_of(client: Any) -> tuple[str, ...]:
+    processor = client.renderer.mm_processor
+    limits = processor.info.allowed_mm_limits if processor is not None else {}
+    return ("text", *sorted(name for name, limit in limits.items() if limit))
 
 
 def note_times_of(output_processor: Any) -> None:

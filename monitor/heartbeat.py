@@ -57,6 +57,8 @@ class Heartbeat(BaseModel):
     state: WorkerState = WorkerState.READY
     reason: str = ""
     tasks: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    adapters: tuple[Name, ...] = ()
     load: dict[str, Any] = {}
     capacity: int | None = None
     max_model_len: int | None = None
@@ -83,8 +85,8 @@ class Heartbeat(BaseModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names under which clients may ask for this worker's model."""
-        return tuple(dict.fromkeys((self.model_name, *self.aliases)))
+        """All names under which clients may ask: the model's, its aliases, its LoRA adapters."""
+        return tuple(dict.fromkeys((self.model_name, *self.aliases, *self.adapters)))
 
 
 class HeartbeatSender:

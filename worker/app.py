@@ -11,8 +11,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backends.base import ASGIApp
-from backends.control import LifeControl
+from backends.base import ASGIApp, BaseBackend
 from backends.status import WorkerStatus
 from config.args import WorkerArguments
 from config.states import WorkerState
@@ -47,8 +46,8 @@ class WorkerApp:
         self._metrics = metrics
         self.on_reader_gone: Callable[[], None] = lambda: None
         """Called when a log stream ends: its reader is the gateway, which may have died."""
-        self.control: LifeControl | None = None
-        """How the engine is drained, put to sleep and woken; set once there is a backend."""
+        self.backend: BaseBackend | None = None
+        """Whose engine the control routes are about; set once there is one."""
         self._engine: ASGIApp | None = None
         self._stopping = False
         self._idle = asyncio.Event()
@@ -58,13 +57,13 @@ class WorkerApp:
             ("GET", "/ready"): self._health,
             ("GET", "/metrics"): self._prometheus,
             ("GET", "/logs/stream"): self._log_stream,
-            **ControlRoutes(self._get_control, status, lambda: traffic.in_flight, self._require_gateway).answers(),
+            **ControlRoutes(self._get_backend, status, lambda: traffic.in_flight, self._require_gateway).answers(),
         }
 
-    def _get_control(self) -> LifeControl:
-        if self.control is None:
+    def _get_backend(self) -> BaseBackend:
+        if self.backend is None:
             raise Conflict("the worker has no engine yet: try again later")
-        return self.control
+        return self.backend
 
     def attach(self, engine_app: ASGIApp) -> None:
         self._engine = PerformanceApp(engine_app, self._traffic)

@@ -33,6 +33,8 @@ def beat_maker(
             state=status.state,
             reason=status.reason[:2000],
             tasks=facts.tasks,
+            modalities=facts.modalities,
+            adapters=facts.adapters,
             load={"in_flight": traffic.in_flight, "requests": traffic.requests},
             capacity=facts.capacity,
             max_model_len=facts.max_model_len,

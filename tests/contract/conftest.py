@@ -1,4 +1,4 @@
-"""Every backend in turn, behind a real gateway: one worker of each for all tests that leave it as it is."""
+"""Every backend in turn, behind a real gateway: one worker of each for all tests, which leave it as it is."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ def model_of(backend: str, request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue("model_folder"))
 
 
-@pytest.fixture(scope="module", params=["fake", *REAL])
+@pytest.fixture(scope="session", params=["fake", *REAL])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def front(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Iterator[GatewayClient]:
     """A gateway without workers of its own."""
     with gateway(tmp_path_factory.mktemp(f"gateway-{backend}")) as (_, client):
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, backend: str, front: GatewayClient
 ) -> Iterator[EngineWorker]:

@@ -135,6 +135,25 @@ def test_a_schema_is_kept_to(worker: EngineWorker) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
+def test_an_answer_tells_where_its_time_went_if_asked(worker: EngineWorker, streamed: bool) -> None:
+    if streamed:
+        *before, last = stream(worker.http, include_performance=True)
+        assert not any("performance" in chunk for chunk in before)
+        told = last["performance"]
+    else:
+        told = worker.ask(include_performance=True).json()["performance"]
+    assert told["decode_time_ms"] > 0
+    assert told["tokens_per_second"] > 0
+    if worker.backend == "fake":
+        assert told["measured_by"] == "worker"
+        return
+    assert told["measured_by"] == "engine"
+    assert told["queue_time_ms"] >= 0
+    assert told["prefill_time_ms"] > 0
+    assert "performance" not in worker.ask().json()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_goes_away_stops_its_request(worker: EngineWorker, streamed: bool) -> None:
     """What the client reads does not matter: a limit of half a second is a client that leaves."""
     slow = {"fake": {"tokens": 4000, "rate": 20}} if worker.backend == "fake" else {}
