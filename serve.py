@@ -45,6 +45,7 @@ async def serve(argv: list[str]) -> None:
         traffic,
         lambda: backend.progress(),  # noqa: PLW0108 - it is made below
         lambda: gpus.memory,
+        arguments.restarts,
     )
     doors = WorkerApp(arguments, status, logs, traffic, metrics)
     backend = create_backend(arguments, status, doors)

@@ -83,6 +83,12 @@ class FakeBackend(BaseBackend):
         if self._app is not None:
             self._app.wake_up()
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        """It answers under any name."""
+
+    async def unload_adapter(self, name: str) -> None:
+        """Nothing to give back."""
+
     def check_alive(self) -> None:
         """It lives as long as this process does."""
 

@@ -21,6 +21,10 @@ TOKEN_VARIABLE = "ICHAT_WORKER_TOKEN"  # noqa: S105 - the variable's name, not a
 """The worker token comes from the environment alone: an argument would be seen in ``ps``."""
 
 
+RESTARTS_VARIABLE = "ICHAT_WORKER_RESTARTS"
+"""How many times the gateway has started this worker again."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerArguments:
     """What iChat itself wants to know of a worker. Times are in seconds."""
@@ -41,6 +45,7 @@ class WorkerArguments:
     warmup: bool = True
     warmup_prompts: tuple[str, ...] = ("Hello",)
     token: str = ""
+    restarts: int = 0
     engine_argv: tuple[str, ...] = ()
 
     @property
@@ -89,8 +94,14 @@ def parse_worker_arguments(argv: Sequence[str], environ: Mapping[str, str] = os.
         warmup=given.warmup,
         warmup_prompts=tuple(given.warmup_prompts),
         token=token,
+        restarts=count_restarts(environ),
         engine_argv=tuple(engine),
     )
+
+
+def count_restarts(environ: Mapping[str, str]) -> int:
+    text = environ.get(RESTARTS_VARIABLE, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def require(option: str, value: str, pattern: str, what: str) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import psutil
 
+from config.args import RESTARTS_VARIABLE
 from config.settings import ManagedWorker
 from config.states import WorkerState
 from fleet.backoff import SETTLED_S, next_delay
@@ -106,7 +107,8 @@ class Fleet:
         adopted = await self._adopt(worker, env[FINGERPRINT_VARIABLE], log_path)
         if adopted is not None:
             return adopted
-        self._registry.announce(first_beat(worker), time.monotonic())
+        announced = self._registry.announce(first_beat(worker), time.monotonic())
+        env[RESTARTS_VARIABLE] = str(announced.restarts)
         if not port_is_free(worker.host, worker.port):
             self._fail(worker, f"port {worker.port} is in use by another program: end that, or change the port", [])
             return None

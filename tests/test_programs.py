@@ -61,6 +61,25 @@ def test_a_stream_ends_with_done(shared: GatewayClient) -> None:
     assert json.loads(lines[-3][6:])["usage"]["completion_tokens"] == 16
 
 
+def test_an_adapter_is_a_model_while_it_is_loaded(shared: GatewayClient, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    adapters = f"/v1/admin/workers/{shared.wait_for('org/fake')['worker_id']}/adapters"
+    loaded = shared.http.post(adapters, json={"name": "org/tuned", "path": str(tmp_path)})
+    assert (loaded.status_code, loaded.json()["adapters"]) == (200, ["org/tuned"]), loaded.text
+    wait_until(lambda: shared.chat("org/tuned").status_code == 200, "the adapter answers")
+    assert shared.http.get("/v1/models/org/tuned").json()["ichat"]["adapter_of"] == "org/fake"
+    again = shared.http.post(adapters, json={"name": "org/tuned", "path": str(tmp_path)})
+    assert again.status_code == 409
+    missing = shared.http.post(adapters, json={"name": "other", "path": str(tmp_path / "none")})
+    assert missing.status_code == 400
+    assert "no such folder" in missing.json()["error"]["message"]
+    assert shared.http.post(adapters, json={"name": "other"}).status_code == 400
+    assert shared.http.delete(f"{adapters}/org/tuned").status_code == 200
+    wait_until(lambda: shared.chat("org/tuned").status_code == 404, "the adapter is gone")
+    assert shared.http.delete(f"{adapters}/org/tuned").status_code == 404
+    assert shared.chat("org/fake").status_code == 200
+
+
 def test_models_are_listed_and_found_by_name(shared: GatewayClient) -> None:
     listed = shared.http.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["nick", "org/fake"]
@@ -188,6 +207,8 @@ def test_a_managed_worker_that_is_killed_is_started_again(tmp_path: Path) -> Non
         after = client.wait_for("a")
         assert after["pid"] != before["pid"]
         assert after["restarts"] == 1
+        metrics = httpx.get(f"http://{after['address']}/metrics", trust_env=False).text
+        assert "ichat_worker_restarts_total 1.0" in metrics
         assert client.chat("a").status_code == 200
 
 

@@ -22,6 +22,7 @@ from utils.errors import ApiError, Conflict, Forbidden, NoReplicaReady, NotFound
 from worker.control import Answer, ControlRoutes
 from worker.metrics import Traffic
 from worker.performance import PerformanceApp
+from worker.routes import is_open
 
 STATE_HEADER: Final = "x-ichat-worker-state"
 """Tells the gateway that a 503 is the door's, not the engine's: the request may go to another replica."""
@@ -82,6 +83,8 @@ class WorkerApp:
         if own is not None:
             response = await self._answer(own, Request(scope, receive))
             await response(scope, receive, send)
+        elif not is_open(scope["path"]):
+            await closed(scope["path"])(scope, receive, send)
         elif self._status.state is not WorkerState.READY or self._engine is None:
             self._traffic.turned_away += 1
             await self._turn_away()(scope, receive, send)
@@ -161,3 +164,11 @@ class WorkerApp:
         error = NoReplicaReady(why, retry_after_s=RETRY_AFTER_S)
         headers = {"retry-after": str(RETRY_AFTER_S), STATE_HEADER: state.value}
         return JSONResponse(error.envelope(), error.status, headers)
+
+
+def closed(path: str) -> Response:
+    error = NotFound(
+        f"a worker has no route {path[:200]}: it passes on what the engine answers below /v1, and has "
+        "/control/drain, /control/sleep, /control/wake and /control/adapters instead of the engine's own control routes"
+    )
+    return JSONResponse(error.envelope(), error.status)

@@ -46,11 +46,13 @@ class WorkerCollector(Collector):
         traffic: Traffic,
         progress: Callable[[], Progress],
         gpus: Callable[[], Sequence[GpuMemory]],
+        restarts: int,
     ) -> None:
         self._status = status
         self._traffic = traffic
         self._progress = progress
         self._gpus = gpus
+        self._restarts = restarts
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("ichat_worker_state", "1 for the state the worker is in.", labels=["state"])
@@ -76,6 +78,9 @@ class WorkerCollector(Collector):
         )
         yield CounterMetricFamily(
             "ichat_worker_turned_away", "Requests refused because of the state.", value=self._traffic.turned_away
+        )
+        yield CounterMetricFamily(
+            "ichat_worker_restarts", "Times that its gateway started this worker again.", value=self._restarts
         )
         yield from self._collect_times()
         yield from gpu_families(self._gpus())
@@ -111,7 +116,8 @@ def create_registry(
     traffic: Traffic,
     progress: Callable[[], Progress],
     gpus: Callable[[], Sequence[GpuMemory]] = tuple,
+    restarts: int = 0,
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(WorkerCollector(status, traffic, progress, gpus))
+    registry.register(WorkerCollector(status, traffic, progress, gpus, restarts))
     return registry

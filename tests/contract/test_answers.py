@@ -169,6 +169,16 @@ def test_a_client_that_goes_away_stops_its_request(worker: EngineWorker, streame
     wait_until(lambda: not worker.running_requests(), "request aborted", ANSWER_TIMEOUT_S)
 
 
+@pytest.mark.parametrize("path", ["/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/sleep",
+                                  "/pause", "/v1/load_lora_adapter", "/update_weights_from_disk", "/abort_request",
+                                  "/server_info"])  # fmt: skip
+def test_the_engines_own_control_is_closed(worker: EngineWorker, path: str) -> None:
+    for method in ("GET", "POST"):
+        refused = worker.http.request(method, path, json={})
+        assert refused.status_code == 404
+        assert "has no route" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("wrong", [{"max_tokens": -1}, {"messages": 7}, {"messages": None}, {"temperature": "hot"}])
 def test_a_wrong_request_gets_a_clear_error_and_does_no_harm(worker: EngineWorker, wrong: dict[str, Any]) -> None:
     answer = worker.ask(**wrong)
