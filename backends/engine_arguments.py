@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from config.args import WorkerArguments
+from utils.common import url_host
 from utils.errors import ConfigError
 
 MASK: Final = "***"
@@ -14,11 +15,22 @@ SECRETS: Final = re.compile(r"(^|_)(api_?key|key|hf_token|secret|password|waterm
 NOT_SHOWN: Final = frozenset({"model", "model_tag", "served_model_name", "host", "port"})
 """A worker tells these itself."""
 
+NO_HOST: Final = "none.invalid"
+"""A name that no host can have (RFC 6761)."""
+
 
 def engine_argv(arguments: WorkerArguments, port: int) -> list[str]:
     """What vLLM's parser gets: the worker's own facts, then the user's arguments as they are."""
     own = ["--model", arguments.model, "--served-model-name", *arguments.names]
+    if arguments.allowed_local_media_path:
+        own += ["--allowed-local-media-path", arguments.allowed_local_media_path]
+    own += allowed_domains_argv(arguments)
     return [*own, "--host", arguments.host, "--port", str(port), *arguments.engine_argv]
+
+
+def allowed_domains_argv(arguments: WorkerArguments) -> list[str]:
+    """For vLLM and SGLang, behind the worker's own check. Both would take no host at all for every host."""
+    return ["--allowed-media-domains", *(map(url_host, arguments.allowed_media_domains or (NO_HOST,)))]
 
 
 def given_options(argv: Iterable[str]) -> set[str]:

@@ -16,7 +16,7 @@ SAME: Final = frozenset(
         "tokenizer_mode", "revision", "trust_remote_code", "dtype", "quantization", "load_format", "download_dir",
         "model_loader_extra_config", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes",
         "node_rank", "disable_custom_all_reduce", "kv_cache_dtype", "cpu_offload_gb", "attention_backend",
-        "chat_template", "tool_call_parser", "reasoning_parser", "allowed_media_domains", "enable_lora",
+        "chat_template", "tool_call_parser", "reasoning_parser", "enable_lora",
         "max_lora_rank",
     }
 )  # fmt: skip
@@ -78,7 +78,6 @@ NO_COUNTERPART: Final = {
     "response_role": "SGLang always answers as assistant",
     "tool_parser_plugin": "SGLang loads no parsers from files",
     "max_logprobs": "SGLang has no limit",
-    "allowed_local_media_path": "send images as data: URIs",
     "lora_dtype": "SGLang takes the model's",
     "max_log_len": "say --log-requests-level",
 }

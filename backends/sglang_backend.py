@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, NoReturn
 from backends import cpu_shims
 from backends.base import ASGIApp, Doors, EngineDied, Progress
 from backends.complaints import complaints_as_config_errors, explain_nearest, one_sentence
-from backends.engine_arguments import given_options, shown_arguments
+from backends.engine_arguments import allowed_domains_argv, given_options, shown_arguments
 from backends.engine_base import EngineBackend
 from backends.sglang_app import SGLangApp
 from backends.sglang_arguments import NO_GRAPHS, to_sglang
@@ -129,6 +129,7 @@ class SGLangBackend(EngineBackend):
             wanted = [*cpu_argv(given_options(wanted)), *wanted]
         own = ["--model-path", self.arguments.model, "--served-model-name", self.arguments.model_name]
         own += ["--host", self.arguments.host, "--port", str(self.port), "--skip-server-warmup", "--enable-metrics"]
+        own += allowed_domains_argv(self.arguments)
         parsed = parser.parse_args([*own, *wanted])
         foreign = [name for name in FOREIGN if getattr(parsed, name, None)]
         if foreign:

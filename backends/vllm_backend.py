@@ -47,6 +47,8 @@ ENVIRONMENT: Final = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     # The worker decides what follows from a dead engine, not vLLM's own server.
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",
+    # An allowed host must not lead to one that is not.
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }

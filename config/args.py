@@ -1,6 +1,7 @@
 """The worker's command line: iChat's own arguments, and all the rest for the engine, untouched."""
 
 import argparse
+import ipaddress
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ NAME = r"^[^\s\x00-\x1f]+$"
 WORKER_ID = r"^[A-Za-z0-9._:@+-]+$"
 HOST = r"^[A-Za-z0-9._:-]+$"
 """What names, ids and hosts may hold: the gateway takes no others."""
+MEDIA_HOST = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 TOKEN_VARIABLE = "ICHAT_WORKER_TOKEN"  # noqa: S105 - the variable's name, not a token
 """The worker token comes from the environment alone: an argument would be seen in ``ps``."""
 
@@ -44,6 +46,9 @@ class WorkerArguments:
     progress_timeout: float = 300.0
     warmup: bool = True
     warmup_prompts: tuple[str, ...] = ("Hello",)
+    max_body_mb: float = 32.0
+    allowed_media_domains: tuple[str, ...] = ()
+    allowed_local_media_path: str = ""
     token: str = ""
     restarts: int = 0
     engine_argv: tuple[str, ...] = ()
@@ -51,6 +56,10 @@ class WorkerArguments:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.model_name, *self.aliases)
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mb * 1024 * 1024)
 
 
 DEFAULTS = WorkerArguments(model="")
@@ -93,6 +102,9 @@ def parse_worker_arguments(argv: Sequence[str], environ: Mapping[str, str] = os.
         progress_timeout=given.progress_timeout,
         warmup=given.warmup,
         warmup_prompts=tuple(given.warmup_prompts),
+        max_body_mb=given.max_body_mb,
+        allowed_media_domains=tuple(map(media_host, given.allowed_media_domains)),
+        allowed_local_media_path=media_folder(given.allowed_local_media_path),
         token=token,
         restarts=count_restarts(environ),
         engine_argv=tuple(engine),
@@ -158,6 +170,13 @@ def create_parser() -> WorkerParser:
                       help="send small requests through the engine before saying ready")  # fmt: skip
     door.add_argument("--warmup-prompts", nargs="+", default=DEFAULTS.warmup_prompts, metavar="TEXT",
                       help="what the small requests ask (default: Hello)")  # fmt: skip
+    door.add_argument("--max-body-mb", type=megabytes, default=DEFAULTS.max_body_mb, metavar="MB",
+                      help="larger requests are refused with 413")  # fmt: skip
+    media = parser.add_argument_group("media", "Images, audio and video in requests. data: URIs are always taken.")
+    media.add_argument("--allowed-media-domains", nargs="*", default=DEFAULTS.allowed_media_domains, metavar="HOST",
+                       help="hosts that media may be fetched from (default: none)")  # fmt: skip
+    media.add_argument("--allowed-local-media-path", default="", metavar="DIR",
+                       help="folder that media files of this machine may be read from (default: none)")  # fmt: skip
     gateway = parser.add_argument_group("gateway")
     gateway.add_argument("--gateway-address", "-ga", default="", metavar="URL", help="e.g. http://HOST:4000")
     gateway.add_argument("--advertise-host", default="", metavar="HOST",
@@ -203,7 +222,7 @@ def count_values(action: argparse.Action, words: Sequence[str]) -> int:
     if action.nargs == 0:
         return 0
     following = next((i for i, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
-    if action.nargs == "+":
+    if action.nargs in ("+", "*"):
         return following
     if action.nargs == "?":
         return min(following, 1)
@@ -243,6 +262,28 @@ def normalize_gateway_address(text: str) -> str:
     return full.rstrip("/")
 
 
+def media_host(text: str) -> str:
+    """A host as addresses are compared with it: in lower case, IPv6 without brackets. Raises ConfigError."""
+    host = text.lower().removeprefix("[").removesuffix("]")
+    try:
+        is_host = ipaddress.IPv6Address(host) is not None if ":" in host else bool(re.fullmatch(MEDIA_HOST, host))
+    except ValueError:
+        is_host = False
+    if not is_host:
+        raise ConfigError(
+            f"--allowed-media-domains {text!r} is no host name: write it like images.example.com, "
+            "without http://, port or *"
+        )
+    return host
+
+
+def media_folder(text: str) -> str:
+    """The folder with its links resolved. Raises ConfigError where there is none."""
+    if text and not Path(text).is_dir():
+        raise ConfigError(f"--allowed-local-media-path {text!r}: there is no such folder")
+    return str(Path(text).resolve()) if text else ""
+
+
 def default_worker_id(model_name: str, port_number: int) -> str:
     """The same after a restart, so that the registry knows the worker again. A free port (0) has no such thing."""
     safe = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in model_name)
@@ -266,6 +307,13 @@ def seconds(text: str) -> float:
     number = float(text)
     if not 0 < number <= 86400:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds between 0 and 86400")
+    return number
+
+
+def megabytes(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 4096:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of megabytes between 0 and 4096")
     return number
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from config.args import HOST, NAME, WORKER_ID, default_worker_id, is_header_word
-from config.unified import UNIFIED_ARGUMENTS
+from config.unified import UNIFIED_ARGUMENTS, WORKER_ARGUMENTS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -146,7 +146,7 @@ class ManagedWorker(BaseModel):
     @classmethod
     def _extra_keys_are_unified_arguments(cls, value: Any) -> Any:
         # Before all else: "port: Field required" would not help the one who wrote "prot".
-        known = [*cls.model_fields, *UNIFIED_ARGUMENTS]
+        known = [*cls.model_fields, *UNIFIED_ARGUMENTS, *WORKER_ARGUMENTS]
         for key in value if isinstance(value, dict) else ():
             if key not in known:
                 raise ValueError(unknown_key(str(key), known, "backend_args"))

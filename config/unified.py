@@ -26,13 +26,16 @@ UNIFIED_ARGUMENTS = frozenset(
         # serving
         "chat_template", "chat_template_content_format", "response_role", "enable_auto_tool_choice",
         "tool_call_parser", "tool_parser_plugin", "reasoning_parser", "structured_outputs_config", "max_logprobs",
-        "limit_mm_per_prompt", "allowed_local_media_path", "allowed_media_domains", "enable_prompt_tokens_details",
+        "limit_mm_per_prompt", "enable_prompt_tokens_details",
         # adapters
         "enable_lora", "lora_modules", "max_loras", "max_lora_rank", "lora_dtype", "max_cpu_loras",
         # logs
         "disable_log_stats", "enable_log_requests", "max_log_len",
     }
 )  # fmt: skip
+
+WORKER_ARGUMENTS = frozenset({"allowed_media_domains", "allowed_local_media_path"})
+"""Of vLLM's names too, but iChat's own (config/args.py): they hold for every engine."""
 
 
 def to_argv(arguments: Mapping[str, Any]) -> list[str]:

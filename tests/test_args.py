@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -101,6 +102,42 @@ def test_help_says_every_default_that_there_is() -> None:
     assert "default: None" not in text
 
 
+# -- media ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_word_no_media_are_fetched_or_read() -> None:
+    arguments = parse("--model", "m")
+    assert (arguments.allowed_media_domains, arguments.allowed_local_media_path) == ((), "")
+    assert parse("--model", "m", "--allowed-media-domains") == arguments
+    assert arguments.max_body_bytes == 32 * 1024 * 1024
+
+
+def test_hosts_are_kept_as_addresses_are_compared_with_them() -> None:
+    words = ["--allowed-media-domains", "Img.Example", "10.0.0.7", "[::1]", "localhost", "--max-body-mb", "0.5", "-x"]
+    arguments = parse("--model", "m", *words)
+    assert arguments.allowed_media_domains == ("img.example", "10.0.0.7", "::1", "localhost")
+    assert arguments.max_body_bytes == 512 * 1024
+    assert arguments.engine_argv == ("-x",)
+
+
+@pytest.mark.parametrize("host", ["*", "*.example", "http://a.b", "a.b:80", "a.b/", "a b", "", ".", "a..b", "[::g]",
+                                  "u@a.b", "bücher.example"])  # fmt: skip
+def test_what_is_no_host_name_is_refused(host: str) -> None:
+    assert "--allowed-media-domains" in refusal("--model", "m", "--allowed-media-domains", "ok", host)
+
+
+def test_the_folder_of_media_is_resolved_and_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "media")
+    (tmp_path / "file").touch()
+    arguments = parse("--model", "m", "--allowed-local-media-path", str(tmp_path / "link"))
+    assert arguments.allowed_local_media_path == str((tmp_path / "media").resolve())
+    for name in ("none", "file"):
+        said = refusal("--model", "m", "--allowed-local-media-path", str(tmp_path / name))
+        assert "--allowed-local-media-path" in said
+        assert "no such folder" in said
+
+
 # -- where the gateway finds the worker ----------------------------------------------------------------------------
 
 
@@ -153,6 +190,7 @@ def test_a_host_name_that_cannot_be_is_refused(host: str) -> None:
         (["--model", "m", "--drain-timeout", "-5"], "--drain-timeout"),
         (["--model", "m", "--progress-timeout", "inf"], "--progress-timeout"),
         (["--model", "m", "--ls", "maybe"], "--log-streaming"),
+        (["--model", "m", "--max-body-mb", "0"], "--max-body-mb"),
         (["--model", "m", "--warmup=maybe"], "--warmup"),
         (["--model", "/models/my model"], "--model-name"),
         (["--model", "m", "-n", ""], "--model-name"),

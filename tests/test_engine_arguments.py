@@ -13,8 +13,16 @@ from utils.errors import ConfigError
 def test_the_users_arguments_follow_the_workers_own_untouched() -> None:
     users = ("--max_model_len=8", "--lora-modules", "a=/x", "--no-enforce-eager")
     worker = WorkerArguments(model="/m", model_name="a", aliases=("b",), host="::1", engine_argv=users)
-    own = ["--model", "/m", "--served-model-name", "a", "b", "--host", "::1", "--port", "8001"]
+    own = ["--model", "/m", "--served-model-name", "a", "b", "--allowed-media-domains", "none.invalid"]
+    own += ["--host", "::1", "--port", "8001"]
     assert engine_argv(worker, 8001) == [*own, *users]
+
+
+def test_what_media_may_be_loaded_is_told_to_the_engine_too() -> None:
+    worker = WorkerArguments(model="/m", allowed_media_domains=("a.b", "::1"), allowed_local_media_path="/media")
+    argv = engine_argv(worker, 1)
+    assert argv[argv.index("--allowed-local-media-path") + 1] == "/media"
+    assert argv[argv.index("--allowed-media-domains") + 1 :][:3] == ["a.b", "[::1]", "--host"]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,11 @@ def test_unified_arguments_stand_beside_the_workers_own_keys() -> None:
     assert worker.engine_arguments == {"tensor_parallel_size": 2, "max_model_len": 2048}
 
 
+def test_a_workers_own_words_on_media_may_be_written_too() -> None:
+    worker = ManagedWorker.model_validate(managed(allowed_media_domains=["a.b"], allowed_local_media_path="/media"))
+    assert worker.engine_arguments == {"allowed_media_domains": ["a.b"], "allowed_local_media_path": "/media"}
+
+
 def test_backend_args_win_over_unified_ones() -> None:
     worker = ManagedWorker.model_validate(managed(seed=1, backend_args={"seed": 2, "max_lora_rank": 8}))
     assert worker.engine_arguments == {"seed": 2, "max_lora_rank": 8}

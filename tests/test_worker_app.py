@@ -130,6 +130,16 @@ async def test_the_engines_own_503_is_not_taken_for_the_doors() -> None:
     assert "x-ichat-worker-state" not in answer.headers
 
 
+@pytest.mark.anyio
+async def test_a_request_that_would_load_what_is_not_allowed_does_not_reach_the_engine() -> None:
+    worker = ready(allowed_media_domains=("img.example",))
+    async with worker.client() as client:
+        for host, status in (("img.example", 201), ("10.0.0.1", 400)):
+            answer = await client.post("/v1/chat/completions", json={"image_url": f"http://{host}/x"})
+            assert answer.status_code == status
+    assert worker.traffic.in_flight == 0
+
+
 class Gate:
     """An engine's app whose answers wait until it is opened."""
 

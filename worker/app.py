@@ -20,6 +20,8 @@ from monitor.logs import LogBuffer
 from utils.common import is_loopback
 from utils.errors import ApiError, Conflict, Forbidden, NoReplicaReady, NotFound
 from worker.control import Answer, ControlRoutes
+from worker.media import MediaPolicy
+from worker.media_guard import MediaGuard
 from worker.metrics import Traffic
 from worker.performance import PerformanceApp
 from worker.routes import is_open
@@ -67,7 +69,8 @@ class WorkerApp:
         return self.backend
 
     def attach(self, engine_app: ASGIApp) -> None:
-        self._engine = PerformanceApp(engine_app, self._traffic)
+        policy = MediaPolicy(frozenset(self._arguments.allowed_media_domains), self._arguments.allowed_local_media_path)
+        self._engine = MediaGuard(PerformanceApp(engine_app, self._traffic), policy, self._arguments.max_body_bytes)
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
