@@ -170,6 +170,7 @@ def fleet_settings(settings: GatewaySettings, port: int, token: str) -> FleetSet
         gateway_address=f"http://{url_host(host)}:{port}",
         log_dir=Path(own.log_dir).expanduser(),
         drain_timeout_s=own.drain_timeout_s * FLEET_STOP_SHARE,
+        max_body_mb=own.max_body_mb,
         token=token,
     )
 

@@ -19,7 +19,8 @@ LogLevel = Annotated[
     BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
 ]
 OWN_ARGUMENTS = frozenset({"model", "model_path", "model_name", "served_model_name", "backend", "host", "port",
-                           "gateway_address", "worker_id", "heartbeat_interval", "drain_timeout"})  # fmt: skip
+                           "gateway_address", "worker_id", "heartbeat_interval", "drain_timeout",
+                           "max_body_mb"})  # fmt: skip
 """What the gateway itself says on a managed worker's command line: ``backend_args`` must not say it again."""
 KeyHash = Annotated[
     str,

@@ -15,7 +15,7 @@ FINGERPRINT_VARIABLE = "ICHAT_MANAGED_FINGERPRINT"
 
 
 def worker_argv(
-    worker: ManagedWorker, python: str, serve: Path, gateway_address: str, drain_timeout_s: float
+    worker: ManagedWorker, python: str, serve: Path, gateway_address: str, drain_timeout_s: float, max_body_mb: float
 ) -> list[str]:
     """How ``serve.py`` is started for a managed worker. No shell ever sees it."""
     return [
@@ -29,6 +29,7 @@ def worker_argv(
         "--worker-id", worker.id,
         "--heartbeat-interval", f"{worker.heartbeat_interval:g}",
         "--drain-timeout", f"{drain_timeout_s:g}",
+        "--max-body-mb", f"{max_body_mb:g}",
         *to_argv(worker.engine_arguments),
     ]  # fmt: skip
 

@@ -42,6 +42,7 @@ class FleetSettings:
     gateway_address: str
     log_dir: Path
     drain_timeout_s: float
+    max_body_mb: float
     token: str = ""
 
 
@@ -124,7 +125,9 @@ class Fleet:
     def _argv(self, worker: ManagedWorker) -> list[str]:
         settings = self._settings
         python = settings.pythons.get(worker.backend) or settings.pythons[""]
-        return worker_argv(worker, python, settings.serve, settings.gateway_address, settings.drain_timeout_s)
+        return worker_argv(
+            worker, python, settings.serve, settings.gateway_address, settings.drain_timeout_s, settings.max_body_mb
+        )
 
     async def _adopt(self, worker: ManagedWorker, fingerprint: str, log_path: Path) -> WorkerProcess | None:
         """A process that an earlier gateway left behind is kept if it was started the same way, else ended."""

@@ -21,7 +21,7 @@ def managed(**more: Any) -> ManagedWorker:
 
 
 def argv_of(worker: ManagedWorker) -> list[str]:
-    return worker_argv(worker, "python3", Path("/app/serve.py"), "http://127.0.0.1:4000", 12.5)
+    return worker_argv(worker, "python3", Path("/app/serve.py"), "http://127.0.0.1:4000", 12.5, 0.25)
 
 
 def env_of(worker: ManagedWorker, environ: dict[str, str] | None = None, token: str = "") -> dict[str, str]:
@@ -48,6 +48,7 @@ def test_a_worker_reads_from_its_command_line_what_was_configured(given_: dict[s
     assert (arguments.backend, arguments.host, arguments.port) == ("fake", "127.0.0.1", 8001)
     assert (arguments.worker_id, arguments.gateway_address) == ("w@1", "http://127.0.0.1:4000")
     assert (arguments.heartbeat_interval, arguments.drain_timeout) == (2.5, 12.5)
+    assert arguments.max_body_mb == 0.25
     assert list(arguments.engine_argv) == to_argv(given_)
 
 
