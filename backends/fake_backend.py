@@ -69,7 +69,7 @@ class FakeBackend(BaseBackend):
                 arguments=vars(given),
             )
         )
-        self._app = FakeEngine(self.arguments.names, script)
+        self._app = FakeEngine(self.arguments.names, script, given.max_model_len)
         return self._app.app
 
     async def stop_engine(self) -> None:
@@ -119,8 +119,9 @@ def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
 class FakeEngine:
     """The engine's OpenAI app."""
 
-    def __init__(self, names: tuple[str, ...], script: Script) -> None:
+    def __init__(self, names: tuple[str, ...], script: Script, max_model_len: int = 4096) -> None:
         self._names = names
+        self._max_model_len = max_model_len
         self._script = script
         self._running = 0
         self._steps = 0
@@ -157,6 +158,8 @@ class FakeEngine:
         body = await read_json(request)
         if not isinstance(body.get("messages"), list):
             raise BadRequest("messages is missing: send a list of messages", param="messages")
+        if body.get("tools"):
+            raise BadRequest("the fake engine knows no tools", param="tools")
         return await self._generate(request, body, json.dumps(body["messages"]), "chat.completion", chat_choice)
 
     async def _complete(self, request: Request) -> Response:
@@ -166,7 +169,8 @@ class FakeEngine:
     async def _generate(
         self, request: Request, body: dict[str, Any], prompt: str, kind: str, choice: "ChoiceMaker"
     ) -> Response:
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        limit = body.get("max_completion_tokens", body.get("max_tokens"))
+        self._check(body, prompt, limit)
         script = override(self._script, body.get("fake") or {}, limit)
         answer = Answer(str(body["model"]), prompt, kind, choice)
         if body.get("stream"):
@@ -180,6 +184,19 @@ class FakeEngine:
                 if script.rate and await request.is_disconnected():
                     return Response(status_code=CLIENT_GONE)
         return JSONResponse(answer.whole(words))
+
+    def _check(self, body: dict[str, Any], prompt: str, limit: Any) -> None:
+        """What the real engines refuse too. Raises BadRequest."""
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise BadRequest(f"max_tokens is {limit!r}: give a whole number from 1", param="max_tokens")
+        if not isinstance(body.get("temperature", 0), int | float | None):
+            raise BadRequest("temperature must be a number", param="temperature")
+        words = len(prompt.split())
+        if words > self._max_model_len:
+            raise BadRequest(
+                f"the prompt has {words} tokens, and the model's context length is {self._max_model_len}: send less",
+                code="context_length_exceeded",
+            )
 
     async def _stream(self, answer: "Answer", script: Script, usage: bool) -> AsyncIterator[bytes]:
         count = 0

@@ -1,4 +1,4 @@
-"""SGLang's app, with what it answers otherwise than the field put right: reranking, and adapters by their names."""
+"""SGLang's app, with what it answers otherwise than the field put right: reranking, adapters, unreadable tools."""
 
 import json
 import math
@@ -8,13 +8,25 @@ from typing import Any, Final
 from backends.base import ASGIApp
 from utils.errors import BadRequest
 
+NO_TOOL_PARSER: Final = (
+    "this worker was started without --tool-call-parser: it cannot read what the model says of tools. "
+    'Start it with one, or send tool_choice "required" or a tool by name'
+)
 RERANK: Final = frozenset({"/rerank", "/v1/rerank", "/v2/rerank"})
 
 
 class SGLangApp:
     """Raw ASGI. All else is SGLang's own. ``adapters``: those that can be asked for now."""
 
-    def __init__(self, app: ASGIApp, tasks: Collection[str], adapters: Callable[[], Collection[str]] = tuple) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        tasks: Collection[str],
+        adapters: Callable[[], Collection[str]] = tuple,
+        *,
+        has_tool_parser: bool = True,
+    ) -> None:
+        self._has_tool_parser = has_tool_parser
         self._app = app
         self._adapters = adapters
         self._is_cross_encoder = "score" in tasks
@@ -35,16 +47,18 @@ class SGLangApp:
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """SGLang knows an adapter as ``MODEL:NAME``, or by a field of its own; a client asks for the model ``NAME``."""
-        adapters = self._adapters()
-        if not adapters:
-            await self._app(scope, receive, send)
-            return
         request = await read(receive)
-        if request is not None:
-            body = with_adapter(request, adapters)
-            length = (b"content-length", b"%d" % len(body))
-            headers = [*(each for each in scope["headers"] if each[0] != b"content-length"), length]
-            await self._app({**scope, "headers": headers}, replay(body, receive), send)
+        if request is None:
+            return
+        if not self._has_tool_parser and wants_tools(request):
+            # SGLang would show the model the tools, and pass on whatever it says as if it were meant for the user.
+            error = BadRequest(NO_TOOL_PARSER, param="tools")
+            await answer(send, 400, error.body())
+            return
+        body = with_adapter(request, self._adapters())
+        length = (b"content-length", b"%d" % len(body))
+        headers = [*(each for each in scope["headers"] if each[0] != b"content-length"), length]
+        await self._app({**scope, "headers": headers}, replay(body, receive), send)
 
     async def _rerank(self, scope: Any, receive: Any, send: Any) -> None:
         """SGLang answers a bare list; Cohere's and Jina's clients, and vLLM, know ``results``."""
@@ -68,15 +82,28 @@ class SGLangApp:
         )
 
 
+def wants_tools(request: bytes) -> bool:
+    """Whether the model may choose a tool; one that must be called needs no parser, its call is forced."""
+    asked = object_in(request) if b'"tools"' in request else {}
+    return bool(asked.get("tools")) and asked.get("tool_choice") in (None, "auto")
+
+
 def with_adapter(request: bytes, adapters: Collection[str]) -> bytes:
     """The request as SGLang wants it, if it names an adapter as its model; else as it is."""
+    asked = object_in(request) if adapters else {}
+    model = asked.get("model")
+    if not isinstance(model, str) or model not in adapters:
+        return request
+    return json.dumps({**asked, "lora_path": model}).encode()
+
+
+def object_in(request: bytes) -> dict[str, Any]:
+    """The request's JSON object; {} for anything else, about which SGLang will say what is wrong."""
     try:
         asked = json.loads(request)
     except (ValueError, RecursionError):
-        return request  # SGLang will say what is wrong with it
-    if not isinstance(asked, dict) or asked.get("model") not in adapters:
-        return request
-    return json.dumps({**asked, "lora_path": asked["model"]}).encode()
+        return {}
+    return asked if isinstance(asked, dict) else {}
 
 
 def replay(body: bytes, receive: Any) -> Any:

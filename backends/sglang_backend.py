@@ -115,7 +115,8 @@ class SGLangBackend(EngineBackend):
                 arguments=shown,
             )
         )
-        return SGLangApp(app, tasks_of(manager), lambda: self.status.facts.adapters)
+        adapters = lambda: self.status.facts.adapters  # noqa: E731 - those of the moment
+        return SGLangApp(app, tasks_of(manager), adapters, has_tool_parser=bool(args.tool_call_parser))
 
     def _parse(self) -> tuple[Any, dict[str, Any]]:
         """SGLang's arguments, and those to show. Raises ConfigError, before anything is loaded."""

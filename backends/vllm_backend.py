@@ -49,6 +49,7 @@ ENVIRONMENT: Final = {
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",
     # An allowed host must not lead to one that is not.
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    "VLLM_MAX_N_SEQUENCES": "128",  # as OpenAI has it, and as the gateway
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }

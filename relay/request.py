@@ -1,6 +1,7 @@
 """A client's request, read once at the door: of its content only what routing needs."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -8,6 +9,8 @@ from utils.errors import BadRequest, PayloadTooLarge, RequestTimeout, Unsupporte
 
 Headers = Mapping[bytes, bytes]
 
+MAX_N: Final = 128
+"""As OpenAI has it: an engine would take thousands, and answer nobody else meanwhile."""
 NO_MODEL = "model is missing: name one of the models that GET /v1/models lists"
 
 
@@ -16,13 +19,14 @@ class RequestFields(msgspec.Struct):
 
     model: str | msgspec.UnsetType = msgspec.UNSET
     stream: bool | None = None
+    n: int | float | None = None
 
 
 _decoder = msgspec.json.Decoder(RequestFields)
 
 
 def parse_fields(body: bytes) -> RequestFields:
-    """Raises BadRequest for what is no JSON object, or has no usable ``model``."""
+    """Raises BadRequest for what is no JSON object, has no usable ``model``, or asks for too many answers."""
     try:
         fields = _decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -35,6 +39,8 @@ def parse_fields(body: bytes) -> RequestFields:
         raise BadRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(fields.model, str) or not fields.model:
         raise BadRequest(NO_MODEL, param="model")
+    if fields.n is not None and fields.n > MAX_N:
+        raise BadRequest(f"n={fields.n} is too many: ask for at most {MAX_N} answers at once", param="n")
     return fields
 
 

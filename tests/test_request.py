@@ -23,7 +23,7 @@ def anyio_backend() -> object:
 # -- fields --------------------------------------------------------------------------------------------------------
 
 
-def test_only_model_and_stream_are_read() -> None:
+def test_only_what_routing_needs_is_read() -> None:
     fields = parse_fields(b'{"messages": [1, {"a": null}], "model": "org/m", "stream": true, "x": 1e99}')
     assert (fields.model, fields.stream) == ("org/m", True)
 
@@ -38,6 +38,8 @@ def test_stream_may_be_left_out(body: bytes) -> None:
     [
         (b"", "not valid JSON", None),
         (b"{", "not valid JSON", None),
+        (b'{"model": "m", "n": 129}', "at most 128", "n"),
+        (b'{"model": "m", "n": "many"}', "wrong type", "n"),
         (b'{"model": "m"} x', "not valid JSON", None),
         (b"model=m", "not valid JSON", None),
         (b'{"model": "\xff"}', "not valid JSON", None),

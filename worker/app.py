@@ -20,6 +20,7 @@ from monitor.logs import LogBuffer
 from utils.common import is_loopback
 from utils.errors import ApiError, Conflict, Forbidden, NoReplicaReady, NotFound
 from worker.control import Answer, ControlRoutes
+from worker.engine_errors import EngineErrors
 from worker.media import MediaPolicy
 from worker.media_guard import MediaGuard
 from worker.metrics import Traffic
@@ -70,7 +71,8 @@ class WorkerApp:
 
     def attach(self, engine_app: ASGIApp) -> None:
         policy = MediaPolicy(frozenset(self._arguments.allowed_media_domains), self._arguments.allowed_local_media_path)
-        self._engine = MediaGuard(PerformanceApp(engine_app, self._traffic), policy, self._arguments.max_body_bytes)
+        timed = PerformanceApp(EngineErrors(engine_app), self._traffic)
+        self._engine = MediaGuard(timed, policy, self._arguments.max_body_bytes)
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
