@@ -43,12 +43,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayClient]:
         yield client
 
 
-def here(command: str, client: GatewayClient) -> str:
+@pytest.fixture
+def adapter(tmp_path: Path) -> str:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    return str(tmp_path)
+
+
+def here(command: str, client: GatewayClient, adapter: str = "") -> str:
     """A documented command for this machine: the port that is free, the engine that needs no model."""
     worker_id = client.wait_for(MODEL)["worker_id"]
     return (
         command.replace("http://localhost:4000", client.url)
         .replace("WORKER_ID", worker_id)
+        .replace("/path/to/adapter", adapter)
         .replace("curl -N", "curl -N -m 2")
         .replace("curl ", "curl -sS --fail-with-body ")
         .replace("--model /path/to/model", "--backend fake --model none")
@@ -62,8 +69,8 @@ ALL_COMMANDS = list(dict.fromkeys(command for document in DOCUMENTS for command 
 
 
 @pytest.mark.parametrize("command", [command for command in ALL_COMMANDS if command.startswith("curl")])
-def test_a_documented_curl_works(command: str, served: GatewayClient) -> None:
-    done = subprocess.run(["bash", "-c", here(command, served)], capture_output=True, text=True, check=False)
+def test_a_documented_curl_works(command: str, served: GatewayClient, adapter: str) -> None:
+    done = subprocess.run(["bash", "-ec", here(command, served, adapter)], capture_output=True, text=True, check=False)
     endless = 28 if "curl -N" in command else 0  # a live log is read until curl's own limit
     assert done.returncode == endless, done.stdout + done.stderr
     assert done.stdout

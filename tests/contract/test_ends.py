@@ -62,3 +62,23 @@ def test_a_killed_worker_takes_its_engine_along(tmp_path: Path, engine: tuple[st
         assert pids
         worker.program.signal(signal.SIGKILL)
         worker.wait_gone(pids)
+
+
+def test_an_engine_that_hangs_is_told_of_and_ended(tmp_path: Path, engine: tuple[str, str]) -> None:
+    limit_s = 6.0
+    with engine_worker(tmp_path, *engine, "--progress-timeout", f"{limit_s:g}") as worker:
+        reader = Reader(worker)
+        reader.start()
+        wait_until(worker.running_requests, "request running", 120)
+        processes = worker.engine_processes()
+        for process in processes:
+            process.suspend()
+        stopped_at = time.monotonic()
+        wait_until(lambda: not worker.is_answering(), "no health any more", limit_s)
+        assert time.monotonic() - stopped_at >= limit_s / 2 - 1  # a slow engine is not a dead one
+        assert worker.program.wait(60) == 1
+        worker.wait_gone([process.pid for process in processes])
+        reader.join(10)
+        log = worker.program.output()
+        assert log.index("now=unhealthy") < log.index("now=failed")
+        assert "the engine hangs: requests are running, but no token came for 6 s" in log
