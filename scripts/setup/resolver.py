@@ -25,10 +25,12 @@ _ABSENT = re.compile(r"No matching distribution found for (\S+)")
 
 @dataclass(slots=True)
 class Resolution:
-    """``packages`` as in pip's report. ``open``: name -> range, where the index holds no version in that range."""
+    """``packages`` as in pip's report. ``open``: name -> range, where the index holds no version in that range.
+    ``constraints``: what pip was held to."""
 
     packages: Packages
     open: dict[str, str] = field(default_factory=dict)
+    constraints: tuple[str, ...] = EXCLUDED
 
 
 class Absent(Trouble):
@@ -39,15 +41,16 @@ class Absent(Trouble):
         self.requirement = Requirement(requirement)
 
 
-def resolve(requirements: Sequence[str], gpu: bool) -> Resolution:
-    """What pip would install. A required version that the index lacks is left open rather than bent.
+def resolve(requirements: Sequence[str], gpu: bool, kept: Sequence[str] = ()) -> Resolution:
+    """What pip would install, at the versions of ``kept`` (NAME==VERSION) for the packages named there.
 
-    For CUDA, CPU builds that this machine's index may offer are turned down.
+    A required version that the index lacks is left open rather than bent. For CUDA, CPU builds that this machine's
+    index may offer are turned down. Raises Trouble where no versions fit together.
     """
-    resolution, wanted, excluded = Resolution([]), list(requirements), list(EXCLUDED)
+    resolution, wanted = Resolution([], constraints=(*EXCLUDED, *kept)), list(requirements)
     while True:
         try:
-            found = ask_pip(wanted, excluded=excluded)
+            found = ask_pip(wanted, constraints=resolution.constraints)
         except Absent as absent:
             wanted = leave_open(absent, wanted, resolution)
             continue
@@ -55,14 +58,15 @@ def resolve(requirements: Sequence[str], gpu: bool) -> Resolution:
         if not gpu or not cpu_builds:
             resolution.packages += found
             return resolution
-        excluded += [f"{metadata['name']}!={metadata['version']}" for metadata in cpu_builds]
+        turned_down = (f"{metadata['name']}!={metadata['version']}" for metadata in cpu_builds)
+        resolution.constraints = (*resolution.constraints, *turned_down)
 
 
 def leave_open(absent: Absent, wanted: Sequence[str], resolution: Resolution) -> list[str]:
     """The wanted requirements, that which wants the absent version replaced by all else that it requires."""
     opened = absent.requirement
     for position, line in enumerate(wanted):
-        (package,) = ask_pip([line], "--no-deps")
+        (package,) = ask_pip([line], "--no-deps", constraints=resolution.constraints)
         inner = [Requirement(text) for text in package["metadata"].get("requires_dist", [])]
         kept = [one for one in inner if (one.name, one.specifier) != (opened.name, opened.specifier)]
         if len(kept) < len(inner):
@@ -72,13 +76,13 @@ def leave_open(absent: Absent, wanted: Sequence[str], resolution: Resolution) ->
     raise absent
 
 
-def ask_pip(requirements: Sequence[str], *options: str, excluded: Sequence[str] = EXCLUDED) -> Packages:
+def ask_pip(requirements: Sequence[str], *options: str, constraints: Sequence[str]) -> Packages:
     """The packages that pip would install. Raises Trouble, with pip's own last words."""
     with tempfile.TemporaryDirectory() as folder:
-        constraints, report = Path(folder, "excluded.txt"), Path(folder, "report.json")
-        constraints.write_text("\n".join(excluded) + "\n", encoding="utf-8")
+        held, report = Path(folder, "constraints.txt"), Path(folder, "report.json")
+        held.write_text("\n".join(constraints) + "\n", encoding="utf-8")
         base = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--quiet"]
-        given = ["--constraint", str(constraints), "--report", str(report), *options, *requirements]
+        given = ["--constraint", str(held), "--report", str(report), *options, *requirements]
         asked = subprocess.run([*base, *given], capture_output=True, text=True, check=False)
         if asked.returncode == 0:
             packages: Packages = json.loads(report.read_text(encoding="utf-8"))["install"]

@@ -1,7 +1,8 @@
 from typing import Any
 
 from scripts.setup.closure import Closure
-from scripts.setup.constraints import create_lock
+from scripts.setup.constraints import SGLANG_ON_CPU, create_lock, kept_versions, pin_of
+from scripts.setup.lock import Lock, Pin
 from scripts.setup.resolver import Resolution
 
 
@@ -48,3 +49,9 @@ def test_the_lock_marks_what_one_machine_alone_wants() -> None:
         "web>=2",
     ]
     assert [str(pin) for pin in lock.dev] == ["pytest==1"]
+
+
+def test_the_versions_kept_are_exact_and_for_all_machines() -> None:
+    run = (Pin("omp", "==1", 'platform_machine == "x86_64"'), Pin("web", ">=2"))
+    dev = (Pin("pytest", "==9"), *map(pin_of, SGLANG_ON_CPU))
+    assert kept_versions(Lock(run, dev)) == ["omp==1", "pytest==9"]
