@@ -18,13 +18,18 @@ class Closure:
     ) -> None:
         """``leaves`` are taken without their own requirements; ``dropped`` are not taken at all."""
         self.metadata: dict[str, dict[str, Any]] = {}
+        self._requirements: dict[str, list[Requirement]] = {}
         self.add(packages)
         self._leaves = {canonicalize_name(name) for name in leaves}
         self._dropped = {canonicalize_name(name) for name in dropped}
 
     def add(self, packages: Iterable[Mapping[str, Any]]) -> None:
         """More packages of a report."""
-        self.metadata |= {canonicalize_name(one["metadata"]["name"]): one["metadata"] for one in packages}
+        for one in packages:
+            name = canonicalize_name(one["metadata"]["name"])
+            self.metadata[name] = one["metadata"]
+            # Parsed once: pip's parser is slow, and every machine and Python walks all of it again.
+            self._requirements[name] = [Requirement(line) for line in one["metadata"].get("requires_dist", [])]
 
     def reach(self, roots: Iterable[str], environment: Environment | None = None) -> set[str]:
         """The canonical names that the requirements reach, those absent from the report included."""
@@ -42,7 +47,5 @@ class Closure:
         return {name for name, _ in seen}
 
     def _wanted_by(self, name: str, extra: str, where: Environment) -> list[Requirement]:
-        if name in self._leaves or name not in self.metadata:
-            return []
-        wanted = [Requirement(line) for line in self.metadata[name].get("requires_dist", [])]
+        wanted = [] if name in self._leaves else self._requirements.get(name, [])
         return [one for one in wanted if one.marker is None or one.marker.evaluate({**where, "extra": extra})]
