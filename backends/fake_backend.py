@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from backends.base import ASGIApp, BaseBackend, Progress
 from backends.complaints import explain_nearest
+from backends.fake_dialects import MessageAnswer, ResponseAnswer
 from backends.status import EngineFacts
 from config.args import WorkerParser
 from utils.common import package_version
@@ -117,7 +118,7 @@ def parse_engine_arguments(argv: tuple[str, ...]) -> argparse.Namespace:
 
 
 class FakeEngine:
-    """The engine's OpenAI app."""
+    """The engine's app: OpenAI's routes, and Anthropic's messages."""
 
     def __init__(self, names: tuple[str, ...], script: Script, max_model_len: int = 4096) -> None:
         self._names = names
@@ -131,6 +132,8 @@ class FakeEngine:
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/responses", self._respond, methods=["POST"]),
+                Route("/v1/messages", self._message, methods=["POST"]),
                 Route("/v1/embeddings", self._embed, methods=["POST"]),
                 Route("/v1/models", self._models),
             ],
@@ -156,28 +159,41 @@ class FakeEngine:
 
     async def _chat(self, request: Request) -> Response:
         body = await read_json(request)
-        if not isinstance(body.get("messages"), list):
-            raise BadRequest("messages is missing: send a list of messages", param="messages")
-        if body.get("tools"):
-            raise BadRequest("the fake engine knows no tools", param="tools")
+        check_messages(body)
         return await self._generate(request, body, json.dumps(body["messages"]), "chat.completion", chat_choice)
 
     async def _complete(self, request: Request) -> Response:
         body = await read_json(request)
         return await self._generate(request, body, str(body.get("prompt", "")), "text_completion", text_choice)
 
+    async def _respond(self, request: Request) -> Response:
+        body = await read_json(request)
+        if not isinstance(body.get("input"), str | list):
+            raise BadRequest("input is missing: send a text or a list of items", param="input")
+        prompt = json.dumps([body.get("instructions"), body["input"]])
+        return await self._say(request, body, ResponseAnswer(str(body["model"]), prompt), "max_output_tokens")
+
+    async def _message(self, request: Request) -> Response:
+        body = await read_json(request)
+        check_messages(body)
+        prompt = json.dumps([body.get("system"), body["messages"]])
+        return await self._say(request, body, MessageAnswer(str(body["model"]), prompt), "max_tokens")
+
     async def _generate(
         self, request: Request, body: dict[str, Any], prompt: str, kind: str, choice: "ChoiceMaker"
     ) -> Response:
-        limit = body.get("max_completion_tokens", body.get("max_tokens"))
-        self._check(body, prompt, limit)
+        usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        answer = Answer(str(body["model"]), prompt, kind, choice, usage)
+        return await self._say(request, body, answer, "max_completion_tokens", "max_tokens")
+
+    async def _say(self, request: Request, body: dict[str, Any], answer: "Speech", *limits: str) -> Response:
+        limit = next((body[name] for name in limits if body.get(name) is not None), None)
+        self._check(body, answer.prompt, limit)
         script = override(self._script, body.get("fake") or {}, limit)
-        answer = Answer(str(body["model"]), prompt, kind, choice)
+        tokens = self._tokens(answer.prompt, script)
         if body.get("stream"):
-            usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            return StreamingResponse(self._stream(answer, script, usage), media_type="text/event-stream")
+            return StreamingResponse(answer.stream(tokens), media_type="text/event-stream")
         words = []
-        tokens = self._tokens(prompt, script)
         async with contextlib.aclosing(tokens):
             async for word in tokens:
                 words.append(word)
@@ -197,16 +213,6 @@ class FakeEngine:
                 f"the prompt has {words} tokens, and the model's context length is {self._max_model_len}: send less",
                 code="context_length_exceeded",
             )
-
-    async def _stream(self, answer: "Answer", script: Script, usage: bool) -> AsyncIterator[bytes]:
-        count = 0
-        async for word in self._tokens(answer.prompt, script):
-            count += 1
-            yield sse(answer.chunk(word, None))
-        yield sse(answer.chunk("", "stop"))
-        if usage:
-            yield sse(answer.usage_chunk(count))
-        yield b"data: [DONE]\n\n"
 
     async def _tokens(self, prompt: str, script: Script) -> AsyncGenerator[str, None]:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
@@ -240,18 +246,40 @@ class FakeEngine:
         return JSONResponse({"object": "list", "model": body["model"], "data": rows, "usage": usage})
 
 
+class Speech(Protocol):
+    """The same words in the shape of some route."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    def whole(self, words: list[str]) -> dict[str, Any]: ...
+
+    def stream(self, tokens: AsyncIterator[str]) -> AsyncIterator[bytes]: ...
+
+
 ChoiceMaker = Callable[[str, str | None, bool], dict[str, Any]]
 """(text, finish reason, whether it is one piece of a stream) -> a choice object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The JSON objects of one answer."""
+    """The JSON objects of one answer, of a chat or a completion."""
 
     model: str
     prompt: str
     kind: str
     choice: ChoiceMaker
+    usage: bool  # whether a stream ends with it
+
+    async def stream(self, tokens: AsyncIterator[str]) -> AsyncIterator[bytes]:
+        count = 0
+        async for word in tokens:
+            count += 1
+            yield sse(self.chunk(word, None))
+        yield sse(self.chunk("", "stop"))
+        if self.usage:
+            yield sse(self.usage_chunk(count))
+        yield b"data: [DONE]\n\n"
 
     def chunk(self, text: str, finish: str | None) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
@@ -300,6 +328,13 @@ def embed(text: str) -> list[float]:
     values = [byte - 127.5 for byte in digest[:DIMENSIONS]]
     norm = math.sqrt(sum(value * value for value in values))
     return [value / norm for value in values]
+
+
+def check_messages(body: dict[str, Any]) -> None:
+    if not isinstance(body.get("messages"), list):
+        raise BadRequest("messages is missing: send a list of messages", param="messages")
+    if body.get("tools"):
+        raise BadRequest("the fake engine knows no tools", param="tools")
 
 
 async def read_json(request: Request) -> dict[str, Any]:

@@ -102,6 +102,37 @@ async def test_completions_are_text(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "asked", "first", "last"),
+    [
+        ("/v1/responses", {"input": "x", "max_output_tokens": 3}, "response.created", "response.completed"),
+        ("/v1/messages", {"messages": [], "max_tokens": 3}, "message_start", "message_stop"),
+    ],
+)
+async def test_responses_and_messages_say_the_same_whole_and_streamed(
+    client: httpx.AsyncClient, path: str, asked: dict[str, Any], first: str, last: str
+) -> None:
+    """Their shapes are held by the clients themselves: tests/contract/test_clients.py."""
+    whole = (await client.post(path, json={"model": "m", **asked})).json()
+    [said] = whole["output"][0]["content"] if "output" in whole else whole["content"]
+    assert len(said["text"].split()) == whole["usage"]["output_tokens"] == 3
+    answer = await client.post(path, json={"model": "m", "stream": True, **asked})
+    events = [event.partition("\ndata: ") for event in answer.text.split("\n\n") if event]
+    contents = [json.loads(content) for _, _, content in events]
+    assert [name for name, _, _ in events] == [f"event: {content['type']}" for content in contents]
+    assert (contents[0]["type"], contents[-1]["type"]) == (first, last)
+    deltas = [content["delta"] for content in contents if content["type"].endswith(("text.delta", "block_delta"))]
+    assert "".join(delta if isinstance(delta, str) else delta["text"] for delta in deltas) == said["text"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("path", "missing"), [("/v1/responses", "input"), ("/v1/messages", "messages")])
+async def test_a_request_without_its_words_is_refused(client: httpx.AsyncClient, path: str, missing: str) -> None:
+    answer = await client.post(path, json={"model": "m"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, missing)
+
+
+@pytest.mark.anyio
 async def test_embeddings_are_unit_vectors_one_an_input(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/embeddings", json={"model": "m", "input": ["a", "b", "a"]})
     rows = answer.json()["data"]
