@@ -33,9 +33,38 @@ RENAMED: Final = {
     "max_num_batched_tokens": "max-prefill-tokens",
     "limit_mm_per_prompt": "limit-mm-data-per-request",
     "lora_modules": "lora-paths",
-    "max_loras": "max-loras-per-batch",
     "max_cpu_loras": "max-loaded-loras",
 }
+
+PARSERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "tool_call_parser": {
+        "deepseek_v3": "deepseekv3",
+        "deepseek_v31": "deepseekv31",
+        "deepseek_v32": "deepseekv32",
+        "deepseek_v4": "deepseekv4",
+        "deepseek_v41": "deepseekv41",
+        "hunyuan_a13b": "hunyuan",
+        "internlm": "interns1",
+        "minimax_m2": "minimax-m2",
+        "minimax_m3": "minimax-m3",
+        "muse_glimmer": "muse",
+        "openai": "gpt-oss",
+    },
+    "reasoning_parser": {
+        "deepseek_r1": "deepseek-r1",
+        "deepseek_v3": "deepseek-v3",
+        "deepseek_v4": "deepseek-v4",
+        "deepseek_v41": "deepseek-v41",
+        "hunyuan_a13b": "hunyuan",
+        "minimax_m2": "minimax",
+        "minimax_m2_append_think": "minimax-append-think",
+        "minimax_m3": "minimax-m3",
+        "muse_glimmer": "muse",
+        "nemotron_v3": "nemotron_3",
+        "openai_gptoss": "gpt-oss",
+    },
+}
+"""vLLM's names of parsers that SGLang has under another; the other names stay as they are."""
 
 NO_GRAPHS: Final = ["--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled"]
 FLAGS: Final[Mapping[str, tuple[list[str], list[str]]]] = {
@@ -109,10 +138,20 @@ def grammar_backend(given: Given) -> list[str]:
     return [] if backend == "auto" else ["--grammar-backend", backend]
 
 
+def adapters_at_once(given: Given) -> list[str]:
+    """SGLang counts requests for the model itself as one more adapter."""
+    word = given["max_loras"][-1]
+    try:
+        return ["--max-loras-per-batch", str(int(word) + 1)]
+    except ValueError:
+        raise ConfigError(f"--max-loras {word}: give a whole number") from None
+
+
 COMPUTED: Final[Mapping[str, Callable[[Given], list[str]]]] = {
     "enable_expert_parallel": expert_parallel,
     "master_addr": master_address,
     "master_port": lambda given: [] if "master_addr" in given else master_address(given),
+    "max_loras": adapters_at_once,
     "structured_outputs_config": grammar_backend,
 }
 
@@ -150,23 +189,31 @@ def to_sglang(argv: Sequence[str], own: Collection[str]) -> list[str]:
 
 
 def translate(option: Option, given: Given, is_own: bool) -> list[str]:
+    if option.name in PARSERS and option.values:
+        parser = option.values[-1]
+        return [f"--{option.name.replace('_', '-')}", PARSERS[option.name].get(parser, parser)]
+    return option.words if is_own else translate_unified(option, given)
+
+
+def translate_unified(option: Option, given: Given) -> list[str]:
+    """An option that SGLang has not, in its words; one that is not unified either stays as it is."""
     name = option.name
-    if name in SAME and option.is_negated and not is_own:
+    if name in SAME and option.is_negated:
         return []  # SGLang's flags have no other side: left out, they are off
-    if name in RENAMED and not is_own:
+    if name in RENAMED:
         return [f"--{RENAMED[name]}", *option.values]
-    if name in FLAGS and not is_own:
+    if name in FLAGS:
         return FLAGS[name][truth(option)]
-    if name in CHOICES and not is_own:
-        choices = CHOICES[name]
-        value = option.values[-1] if option.values else ""
-        if value not in choices:
-            known = ", ".join(choices)
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: on SGLang it can be {known}")
-        return choices[value]
-    if name in COMPUTED and not is_own:
-        return COMPUTED[name](given)
-    return option.words
+    if name in CHOICES:
+        return choice(name, option.values[-1] if option.values else "")
+    return COMPUTED[name](given) if name in COMPUTED else option.words
+
+
+def choice(name: str, value: str) -> list[str]:
+    choices = CHOICES[name]
+    if value not in choices:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: on SGLang it can be {', '.join(choices)}")
+    return choices[value]
 
 
 def truth(option: Option) -> int:

@@ -269,6 +269,7 @@ class SGLangBackend(EngineBackend):
 
         manager = self._require_lora()
         self._require_success(await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name)))
+        manager.lora_ref_cache.pop(name, None)  # else the next request of this name would load it again
 
     def _require_lora(self) -> Any:
         manager = self._engine.tokenizer_manager

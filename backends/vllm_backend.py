@@ -217,7 +217,10 @@ class VLLMBackend(EngineBackend):
         from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
 
         self._require_lora()
+        adapter = self._models.lora_requests.get(name)
         self._require_success(await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
+        if adapter is not None:
+            await self._client.remove_lora(adapter.lora_int_id)  # the route only forgets its name
 
     def _require_lora(self) -> None:
         if self._client.vllm_config.lora_config is None:

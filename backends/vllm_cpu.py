@@ -42,6 +42,10 @@ def cpu_defaults(
         if "max-model-len" not in given:
             # As long as the cache holds: vLLM shortens it only where the model's own length does not fit.
             arguments["max_model_len"] = -1
+    if "enable-lora" in given and "max-num-seqs" not in given:
+        # One at a time: in a batch with an adapter's, a request for the model itself is answered with that adapter's
+        # weights (https://github.com/vllm-project/vllm/pull/48421; only on CPUs).
+        arguments["max_num_seqs"] = 1
     if "VLLM_CPU_OMP_THREADS_BIND" not in environ:
         # Bound to cores, several workers would sit on the same ones.
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
-from backends.sglang_arguments import CHOICES, FLAGS, NO_COUNTERPART, RENAMED, SAME
+from backends.sglang_arguments import CHOICES, FLAGS, NO_COUNTERPART, PARSERS, RENAMED, SAME
 from config.unified import UNIFIED_ARGUMENTS
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "doc" / "arguments.md"
 BEGIN, END = "<!-- the table is made by scripts/arguments.py -->", "<!-- end of the table -->"
 COMPUTED_WORDS = {
     "enable_expert_parallel": "`--ep-size`, as large as `tensor_parallel_size`",
+    "max_loras": "`--max-loras-per-batch`, one more: the model itself counts",
     "master_addr": "`--dist-init-addr`, with `master_port`",
     "master_port": "`--dist-init-addr`, with `master_addr`",
     "structured_outputs_config": "`--grammar-backend`; no other key than `backend`",
@@ -24,7 +25,8 @@ def table() -> str:
 
 def on_sglang(name: str) -> str:
     if name in SAME:
-        return "the same"
+        others = "; ".join(f"{vllm}: `{sglang}`" for vllm, sglang in PARSERS.get(name, {}).items())
+        return f"the same, but for some names: {others}" if others else "the same"
     if name in RENAMED:
         return f"`--{RENAMED[name]}`"
     if name in FLAGS:

@@ -55,6 +55,10 @@ def test_the_documented_table_is_that_of_the_code() -> None:
             ["--ep-size", "4", "--tensor-parallel-size", "4"],
         ),
         (["--structured-outputs-config", '{"backend": "xgrammar"}'], ["--grammar-backend", "xgrammar"]),
+        (["--tool-call-parser", "openai"], ["--tool-call-parser", "gpt-oss"]),
+        (["--tool-call-parser=hermes"], ["--tool-call-parser", "hermes"]),
+        (["--reasoning_parser", "deepseek_r1"], ["--reasoning-parser", "deepseek-r1"]),
+        (["--max-loras", "2"], ["--max-loras-per-batch", "3"]),
         (["--seed", "-1"], ["--random-seed", "-1"]),
         (["stray", "--unknown", "x"], ["stray", "--unknown", "x"]),
     ],
@@ -71,7 +75,8 @@ def test_what_has_no_counterpart_is_named_with_what_to_say_instead() -> None:
 @pytest.mark.parametrize(
     "argv",
     [["--runner", "draft"], ["--runner"], ["--structured-outputs-config", '{"backend": "x", "more": 1}'],
-     ["--structured-outputs-config", "["], ["--structured-outputs-config"]],
+     ["--structured-outputs-config", "["], ["--structured-outputs-config"],
+     ["--max-loras", "many"], ["--max-loras"]],
 )  # fmt: skip
 def test_values_that_sglang_cannot_have_are_refused(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match=argv[0]):

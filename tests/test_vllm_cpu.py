@@ -37,6 +37,11 @@ def test_what_the_user_says_is_left_alone(given: str, untouched: set[str]) -> No
     assert set(chosen().arguments) - set(chosen(given).arguments) == untouched
 
 
+def test_adapters_are_asked_one_at_a_time() -> None:
+    assert chosen("enable-lora").arguments["max_num_seqs"] == 1
+    assert "max_num_seqs" not in chosen("enable-lora", "max-num-seqs").arguments
+
+
 def test_who_wants_a_compiled_model_gets_one() -> None:
     assert "TORCH_COMPILE_DISABLE" not in chosen("compilation-config").environment
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.sglang_arguments import CHOICES, FLAGS, NO_COUNTERPART, RENAMED, SAME
+from backends.sglang_arguments import CHOICES, FLAGS, NO_COUNTERPART, PARSERS, RENAMED, SAME
 from backends.sglang_backend import CPU_DEFAULTS
 from backends.vllm_complaints import GONE, OURS
 from config.unified import UNIFIED_ARGUMENTS
@@ -26,7 +26,8 @@ cpu_shims.activate(os.environ)
 from sglang.srt.server_args import ServerArgs
 parser = argparse.ArgumentParser()
 ServerArgs.add_cli_args(parser)
-print("OPTIONS", json.dumps(list(parser._option_string_actions)))
+actions = parser._option_string_actions.items()
+print("OPTIONS", json.dumps({name: list(action.choices or []) for name, action in actions}))
 """
 
 LIST_OPTIONS = """
@@ -34,31 +35,47 @@ import json, os
 from backends import cpu_shims
 cpu_shims.activate(os.environ)
 from backends.vllm_backend import create_parser
-print("OPTIONS", json.dumps(list(create_parser("vLLM")._option_string_actions)))
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+options = {name: [] for name in create_parser("vLLM")._option_string_actions}
+options["--tool-call-parser"] = list(ToolParserManager.list_registered())
+options["--reasoning-parser"] = list(ReasoningParserManager.list_registered())
+print("OPTIONS", json.dumps(options))
 """
 
 
 @pytest.fixture(scope="module")
-def options(vllm_installed: None) -> frozenset[str]:
-    """The options of vLLM's parser."""
+def vllm_choices(vllm_installed: None) -> dict[str, list[str]]:
+    """The options of vLLM's parser, and what may be chosen where that is known."""
     return options_printed_by(LIST_OPTIONS)
 
 
 @pytest.fixture(scope="module")
-def sglang_options() -> frozenset[str]:
+def options(vllm_choices: dict[str, list[str]]) -> frozenset[str]:
+    return frozenset(vllm_choices)
+
+
+@pytest.fixture(scope="module")
+def sglang_options(sglang_choices: dict[str, list[str]]) -> frozenset[str]:
+    return frozenset(sglang_choices)
+
+
+@pytest.fixture(scope="module")
+def sglang_choices() -> dict[str, list[str]]:
     if importlib.util.find_spec("sglang") is None:
         pytest.skip("SGLang is not installed here")
     return options_printed_by(LIST_SGLANG_OPTIONS)
 
 
-def options_printed_by(code: str) -> frozenset[str]:
+def options_printed_by(code: str) -> dict[str, list[str]]:
     """In a process of its own, since an engine changes the one that imports it."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("OPTIONS "))
-    return frozenset(json.loads(line.removeprefix("OPTIONS ")))
+    found: dict[str, list[str]] = json.loads(line.removeprefix("OPTIONS "))
+    return found
 
 
 def option(name: str) -> str:
@@ -81,7 +98,7 @@ def test_arguments_of_vllms_own_server_exist(options: frozenset[str]) -> None:
 
 def test_sglang_has_every_argument_that_the_table_turns_into(sglang_options: frozenset[str]) -> None:
     chosen = [words for choices in CHOICES.values() for words in choices.values()]
-    computed = [["--ep-size"], ["--dist-init-addr"], ["--grammar-backend"]]
+    computed = [["--ep-size"], ["--dist-init-addr"], ["--grammar-backend"], ["--max-loras-per-batch"]]
     pairs = [words for pair in FLAGS.values() for words in pair]
     targets = {word for words in (*chosen, *computed, *pairs) for word in words if word.startswith("--")}
     targets |= {f"--{name}" for name in RENAMED.values()} | {option(name) for name in SAME}
@@ -90,6 +107,14 @@ def test_sglang_has_every_argument_that_the_table_turns_into(sglang_options: fro
         "--tokenizer", "--gpu-memory-utilization",
     }  # fmt: skip
     assert targets - sglang_options == set()
+
+
+def test_parsers_that_go_by_two_names_exist_under_both(
+    vllm_choices: dict[str, list[str]], sglang_choices: dict[str, list[str]]
+) -> None:
+    for name, parsers in PARSERS.items():
+        assert set(parsers) - set(vllm_choices[option(name)]) == set()
+        assert set(parsers.values()) - set(sglang_choices[option(name)]) == set()
 
 
 def test_what_sglang_is_said_not_to_have_it_has_not(sglang_options: frozenset[str]) -> None:
