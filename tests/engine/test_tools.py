@@ -36,9 +36,17 @@ def worker(
     # The other parsers want tokens that the demo model's tokenizer does not have; this one reads text.
     argv += ["--reasoning-parser", "olmo3", "--structured-outputs-config", '{"enable_in_reasoning": true}']
     argv += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(LORA_RANK)]
-    argv += ["--lora-modules", *(f"{name}={folder}" for name, folder in lora_adapters.items())]
+    argv += ["--lora-modules", f"a={lora_adapters['a']}"]
     with engine_worker(tmp_path_factory.mktemp("worker"), "vllm", model_folder, *argv) as worker:
+        load(worker, "b", lora_adapters["b"])
         yield worker
+
+
+def load(worker: EngineWorker, name: str, folder: Path) -> None:
+    """An adapter, while the engine runs."""
+    answer = worker.http.post("/control/adapters", json={"name": name, "path": str(folder)})
+    assert answer.status_code == 200, answer.text
+    assert name in answer.json()["adapters"]
 
 
 def forced(regex: str, **more: Any) -> dict[str, Any]:
@@ -156,6 +164,32 @@ def test_each_adapter_answers_as_its_own_model(
     assert texts == expected
     listed = worker.http.get("/v1/models").json()["data"]
     assert {model["id"]: model["parent"] for model in listed} == {MODEL_NAME: None, "a": MODEL_NAME, "b": MODEL_NAME}
+
+
+def test_an_adapter_goes_and_comes_again(worker: EngineWorker, lora_adapters: dict[str, Path]) -> None:
+    body = {**question(max_tokens=COMPARED_TOKENS), "model": "b"}
+    before = worker.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    gone = worker.http.request("DELETE", "/control/adapters", json={"name": "b"})
+    assert gone.json()["adapters"] == ["a"], gone.text
+    assert worker.http.post("/v1/chat/completions", json=body).status_code == 404
+    load(worker, "b", lora_adapters["a"])  # another one under its name, which must not be answered from a cache
+    after = worker.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    assert after != before
+    worker.http.request("DELETE", "/control/adapters", json={"name": "b"})
+    load(worker, "b", lora_adapters["b"])
+
+
+def test_an_adapter_of_too_high_a_rank_is_refused(
+    worker: EngineWorker, tmp_path: Path, lora_adapters: dict[str, Path]
+) -> None:
+    for file in lora_adapters["a"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    description = tmp_path / "adapter_config.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "r": 4 * LORA_RANK}))
+    answer = worker.http.post("/control/adapters", json={"name": "wide", "path": str(tmp_path)})
+    assert answer.status_code == 400, answer.text
+    assert "rank" in answer.json()["error"]["message"]
+    assert worker.ask().status_code == 200
 
 
 def test_an_adapter_that_is_not_loaded_is_not_found(worker: EngineWorker) -> None:
