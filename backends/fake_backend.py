@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from backends.base import ASGIApp, BaseBackend, Progress
 from backends.complaints import explain_nearest
-from backends.fake_dialects import MessageAnswer, ResponseAnswer
+from backends.fake.dialects import MessageAnswer, ResponseAnswer
 from backends.status import EngineFacts
 from config.args import WorkerParser
 from utils.common import package_version

@@ -21,8 +21,8 @@ from backends.base import ASGIApp, Doors, EngineDied, Progress
 from backends.complaints import complaints_as_config_errors, explain_nearest, one_sentence
 from backends.engine_arguments import allowed_domains_argv, given_options, shown_arguments
 from backends.engine_base import EngineBackend
-from backends.sglang_app import SGLangApp
-from backends.sglang_arguments import NO_GRAPHS, to_sglang
+from backends.sglang.app import SGLangApp
+from backends.sglang.arguments import NO_GRAPHS, to_sglang
 from backends.status import EngineFacts, WorkerStatus
 from backends.timing import note_times, times_of_meta_info
 from config.args import WorkerArguments

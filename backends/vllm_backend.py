@@ -25,13 +25,13 @@ from backends.engine_arguments import engine_argv, given_options, shown_argument
 from backends.engine_base import EngineBackend
 from backends.status import EngineFacts, WorkerStatus
 from backends.timing import note_times, times_of_stats
-from backends.vllm_complaints import (
+from backends.vllm.complaints import (
     explain_failed_start,
     explain_foreign,
     explain_unrecognized,
     name_dead_process,
 )
-from backends.vllm_cpu import cpu_defaults
+from backends.vllm.cpu import cpu_defaults
 from config.args import WorkerArguments
 from utils.common import package_version
 from utils.errors import BadRequest, ConfigError, Conflict

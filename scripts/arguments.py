@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from backends.sglang_arguments import CHOICES, FLAGS, NO_COUNTERPART, PARSERS, RENAMED, SAME
+from backends.sglang.arguments import CHOICES, FLAGS, NO_COUNTERPART, PARSERS, RENAMED, SAME
 from config.unified import UNIFIED_ARGUMENTS
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "doc" / "arguments.md"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.sglang_app import SGLangApp, sigmoid
+from backends.sglang.app import SGLangApp, sigmoid
 from tests.doubles import PATIENT
 
 ASKED = {"model": "m", "query": "q", "documents": ["a", "b", "c"]}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.sglang_arguments import (
+from backends.sglang.arguments import (
     CHOICES,
     COMPUTED,
     FLAGS,

@@ -6,7 +6,7 @@ import pytest
 
 from backends.base import EngineDied
 from backends.complaints import MAX_MESSAGE, complaints_as_config_errors, one_sentence
-from backends.vllm_complaints import (
+from backends.vllm.complaints import (
     explain_failed_start,
     explain_foreign,
     explain_unrecognized,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from backends.vllm_cpu import GIB, CPUDefaults, cpu_defaults, kv_cache_bytes
+from backends.vllm.cpu import GIB, CPUDefaults, cpu_defaults, kv_cache_bytes
 
 
 def chosen(*given: str, environ: Mapping[str, str] | None = None) -> CPUDefaults:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.sglang_arguments import CHOICES, FLAGS, NO_COUNTERPART, PARSERS, RENAMED, SAME
+from backends.sglang.arguments import CHOICES, FLAGS, NO_COUNTERPART, PARSERS, RENAMED, SAME
 from backends.sglang_backend import CPU_DEFAULTS
-from backends.vllm_complaints import GONE, OURS
+from backends.vllm.complaints import GONE, OURS
 from config.unified import UNIFIED_ARGUMENTS
 from tests.support import ROOT, free_port, running
 
