@@ -6,19 +6,32 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backends.sglang.arguments import CHOICES, FLAGS, NO_COUNTERPART, PARSERS, RENAMED, SAME
 from backends.sglang_backend import CPU_DEFAULTS
 from backends.vllm.complaints import GONE, OURS
-from config.unified import UNIFIED_ARGUMENTS
+from config.unified import UNIFIED_ARGUMENTS, to_argv
 from tests.support import ROOT, free_port, running
 
 pytestmark = pytest.mark.engine
 
+GPU_ARGUMENTS: dict[str, Any] = {
+    "tensor_parallel_size": 2, "pipeline_parallel_size": 2, "data_parallel_size": 2, "enable_expert_parallel": True,
+    "gpu_memory_utilization": 0.5, "enable_sleep_mode": True, "quantization": "fp8", "kv_cache_dtype": "fp8_e5m2",
+    "cpu_offload_gb": 4, "disable_custom_all_reduce": True, "enable_lora": True, "max_loras": 3,
+}  # fmt: skip
+"""What no machine without GPUs can run: followed down to the engine's own settings."""
+ON_SGLANG = {
+    "tp_size": 2, "pp_size": 2, "dp_size": 2, "ep_size": 2, "mem_fraction_static": 0.5, "enable_memory_saver": True,
+    "quantization": "fp8", "kv_cache_dtype": "fp8_e5m2", "cpu_offload_gb": 4, "disable_custom_all_reduce": True,
+    "enable_lora": True, "max_loras_per_batch": 4,
+}  # fmt: skip
+
 LIST_SGLANG_OPTIONS = """
-import argparse, json, os
+import argparse, json, os, sys
 import torch
 from backends import cpu_shims
 os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
@@ -28,10 +41,13 @@ parser = argparse.ArgumentParser()
 ServerArgs.add_cli_args(parser)
 actions = parser._option_string_actions.items()
 print("OPTIONS", json.dumps({name: list(action.choices or []) for name, action in actions}))
+from backends.sglang.arguments import to_sglang
+parsed = parser.parse_args(["--model-path", "m", *to_sglang(sys.argv[1:], parser._option_string_actions)])
+print("CONFIGURED", json.dumps(vars(parsed), default=str))
 """
 
 LIST_OPTIONS = """
-import json, os
+import json, os, sys
 from backends import cpu_shims
 cpu_shims.activate(os.environ)
 from backends.vllm_backend import create_parser
@@ -41,13 +57,24 @@ options = {name: [] for name in create_parser("vLLM")._option_string_actions}
 options["--tool-call-parser"] = list(ToolParserManager.list_registered())
 options["--reasoning-parser"] = list(ReasoningParserManager.list_registered())
 print("OPTIONS", json.dumps(options))
+from vllm.engine.arg_utils import AsyncEngineArgs
+parsed = AsyncEngineArgs.from_cli_args(create_parser("vLLM").parse_args(["--model", "m", *sys.argv[1:]]))
+print("CONFIGURED", json.dumps(vars(parsed), default=str))
 """
+
+Told = dict[str, Any]
+"""What an engine says of its options (with what may be chosen, where that is known), and of how it is configured."""
 
 
 @pytest.fixture(scope="module")
-def vllm_choices(vllm_installed: None) -> dict[str, list[str]]:
-    """The options of vLLM's parser, and what may be chosen where that is known."""
-    return options_printed_by(LIST_OPTIONS)
+def vllm_told(vllm_installed: None) -> Told:
+    return told_by(LIST_OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def vllm_choices(vllm_told: Told) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = vllm_told["OPTIONS"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +88,25 @@ def sglang_options(sglang_choices: dict[str, list[str]]) -> frozenset[str]:
 
 
 @pytest.fixture(scope="module")
-def sglang_choices() -> dict[str, list[str]]:
+def sglang_told() -> Told:
     if importlib.util.find_spec("sglang") is None:
         pytest.skip("SGLang is not installed here")
-    return options_printed_by(LIST_SGLANG_OPTIONS)
+    return told_by(LIST_SGLANG_OPTIONS)
 
 
-def options_printed_by(code: str) -> dict[str, list[str]]:
-    """In a process of its own, since an engine changes the one that imports it."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("OPTIONS "))
-    found: dict[str, list[str]] = json.loads(line.removeprefix("OPTIONS "))
+@pytest.fixture(scope="module")
+def sglang_choices(sglang_told: Told) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = sglang_told["OPTIONS"]
     return found
+
+
+def told_by(code: str) -> Told:
+    """In a process of its own, since an engine changes the one that imports it."""
+    argv = [sys.executable, "-c", code, *to_argv(GPU_ARGUMENTS)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.partition(" ") for line in done.stdout.splitlines()]
+    return {word: json.loads(rest) for word, _, rest in lines if word in ("OPTIONS", "CONFIGURED")}
 
 
 def option(name: str) -> str:
@@ -107,6 +138,12 @@ def test_sglang_has_every_argument_that_the_table_turns_into(sglang_options: fro
         "--tokenizer", "--gpu-memory-utilization",
     }  # fmt: skip
     assert targets - sglang_options == set()
+
+
+def test_what_is_for_gpus_alone_reaches_the_engines_settings(vllm_told: Told, sglang_told: Told) -> None:
+    for told, expected in ((vllm_told, GPU_ARGUMENTS), (sglang_told, ON_SGLANG)):
+        configured = told["CONFIGURED"]
+        assert {name: configured[name] for name in expected} == expected
 
 
 def test_parsers_that_go_by_two_names_exist_under_both(
