@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from backends.timing import Spans, Times, combine, note_times, times_of_meta_info
 from tests.doubles import PATIENT
+from utils.sse import SSEParser
 from worker.metrics import Traffic
 from worker.performance import HEADER, PerformanceApp
 
@@ -131,16 +132,31 @@ async def test_tokens_do_not_wait_for_the_next() -> None:
     assert answered.messages[1]["body"] == EVENTS[0]
 
 
-@given(st.lists(st.integers(1, 200), max_size=5))
+@given(st.lists(st.integers(1, 200), max_size=5), st.sampled_from([b"\n", b"\r\n", b"\r"]))
 @PATIENT
 @pytest.mark.anyio
-async def test_any_cut_of_the_bytes_gives_the_same_events(cuts: list[int]) -> None:
-    whole = b"".join(EVENTS)
+async def test_any_cut_of_the_bytes_gives_the_same_events(cuts: list[int], line_end: bytes) -> None:
+    whole = b"".join(EVENTS).replace(b"\n", line_end)
     places = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
     pieces = [whole[start:end] for start, end in pairwise(places)]
     answered = await Answered().ask(pieces, kind=b"text/event-stream", headers=ASKS)
-    assert answered.events[-1]["performance"] == TOLD
-    assert len(answered.events) == 3
+    parser = SSEParser()
+    *events, done = [event.data for message in answered.messages[1:] for event in parser.feed(message["body"])]
+    assert done == "[DONE]"
+    assert json.loads(events[-1])["performance"] == TOLD
+    assert [json.loads(event)["choices"] for event in events] == [
+        json.loads(event[6:])["choices"] for event in EVENTS[:3]
+    ]
+    plain = b"".join(message["body"] for message in answered.messages[1:])
+    assert plain.replace(b',"performance":' + json.dumps(TOLD).encode(), b"") == whole
+
+
+@pytest.mark.anyio
+async def test_what_never_ends_is_not_kept() -> None:
+    pieces = [b"x" * 300_000] * 20
+    answered = await Answered().ask(pieces, kind=b"text/event-stream", headers=ASKS)
+    assert answered.body == b"".join(pieces)
+    assert max(len(message["body"]) for message in answered.messages[1:]) < 2_000_000
 
 
 @pytest.mark.anyio

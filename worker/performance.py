@@ -10,14 +10,12 @@ from typing import Any, Final
 
 from backends.base import ASGIApp
 from backends.timing import RECORDER, Recorder, Spans
+from worker.last_event import LastEvent
 from worker.metrics import Traffic
 
 HEADER: Final = b"x-ichat-performance"
 FIELD: Final = b'"include_performance"'
 TRUE: Final = (b"1", b"true", b"yes")
-ENDING: Final = (b'"finish_reason":"', b'"finish_reason": "', b'"usage":{', b'"usage": {', b"response.completed",
-                 b"message_stop")  # fmt: skip
-"""An event that holds none of these is not the last of its stream, and need not wait for the next one."""
 
 
 class PerformanceApp:
@@ -56,8 +54,7 @@ class TimedAnswer:
         self._is_wanted = is_wanted
         self._body: list[bytes] = []
         self._start: Any = None
-        self._is_stream = False
-        self._held = b""
+        self._events: LastEvent | None = None
         self._arrived = time.perf_counter()
         self._first_at = 0.0
 
@@ -72,18 +69,19 @@ class TimedAnswer:
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             await self._begin(message)
-        elif self._start is None and not self._is_stream:
-            await self._send(message)
-        elif self._is_stream:
-            await self._send_events(message)
-        else:
+        elif self._events is not None:
+            await self._send_events(self._events, message)
+        elif self._start is not None:
             await self._send_whole(message)
+        else:
+            await self._send(message)
 
     async def _begin(self, message: Any) -> None:
         headers = {name.lower(): value for name, value in message["headers"]}
         kind = headers.get(b"content-type", b"")
         wanted = self._is_wanted and message["status"] == 200 and b"content-encoding" not in headers
-        self._is_stream = wanted and kind.startswith(b"text/event-stream")
+        if wanted and kind.startswith(b"text/event-stream"):
+            self._events = LastEvent(self._with_times)
         if wanted and kind.startswith(b"application/json"):
             self._start = message  # its length is not known yet
             return
@@ -104,30 +102,12 @@ class TimedAnswer:
 
     # -- streamed --------------------------------------------------------------------------------------------------
 
-    async def _send_events(self, message: Any) -> None:
-        """Holds an event back only if it may be the last one before ``[DONE]``, or the end."""
+    async def _send_events(self, events: LastEvent, message: Any) -> None:
         self._first_at = self._first_at or time.perf_counter()
-        *events, rest = (self._held + message.get("body", b"")).split(b"\n\n")
-        ready = last = b""
-        for event in events:
-            ready += self._with_times_event(last) if is_done(event) else last
-            last = event + b"\n\n"
-            if not any(word in event for word in ENDING):
-                ready, last = ready + last, b""
-        self._held = last + rest
-        if not message.get("more_body"):
-            ready += self._with_times_event(last) + rest
-            self._held = b""
-        if ready or not message.get("more_body"):
+        is_end = not message.get("more_body")
+        ready = events.feed(message.get("body", b""), is_end=is_end)
+        if ready or is_end:
             await self._send({**message, "body": ready})
-
-    def _with_times_event(self, event: bytes) -> bytes:
-        """The last event with the field. Of several ``data`` lines there is but one with all engines that we know."""
-        lines = event.split(b"\n")
-        for index, line in enumerate(lines):
-            if line.startswith(b"data:"):
-                lines[index] = b"data: " + self._with_times(line.removeprefix(b"data:").strip())
-        return b"\n".join(lines)
 
     def _with_times(self, body: bytes) -> bytes:
         spans = self._recorder.spans()
@@ -185,7 +165,3 @@ def with_performance(body: bytes, performance: dict[str, Any]) -> bytes:
     if not text.startswith(b"{") or not text.endswith(b"}") or text == b"{}":
         return body
     return text[:-1] + b',"performance":' + json.dumps(performance).encode() + b"}"
-
-
-def is_done(event: bytes) -> bool:
-    return event.strip() == b"data: [DONE]"
