@@ -63,7 +63,7 @@ class Gateway:
         self._upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
         access = Access(own)
         metrics = RelayMetrics()
-        self._relay = Relay(self.registry, self._upstream, access, metrics, own, rng)
+        self._relay = Relay(self.registry, self._upstream, access, metrics, own, settings.routing, rng)
         families = CollectorRegistry()
         families.register(metrics)
         families.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))

@@ -12,7 +12,15 @@ from yaml.constructor import ConstructorError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from config.settings import ClientKey, Engine, GatewaySettings, ServerSettings, unknown_key
+from config.settings import (
+    ClientKey,
+    Engine,
+    GatewaySettings,
+    ModelRouting,
+    RoutingSettings,
+    ServerSettings,
+    unknown_key,
+)
 from utils.errors import ConfigError
 
 PREFIX = "ICHAT_"
@@ -173,6 +181,8 @@ def known_keys(parents: list[str]) -> list[str]:
         "server_settings": ServerSettings,
         "server_settings.keys": ClientKey,
         "engines": Engine,
+        "routing": RoutingSettings,
+        "routing.models": ModelRouting,
     }
     section = sections.get(".".join(parents[:-1] if len(parents) > 1 else parents))
     return list(section.model_fields) if section else []

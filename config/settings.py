@@ -175,15 +175,36 @@ class Engine(Frozen):
         return absolute(value) if "/" in value else value
 
 
+PolicyName = Literal["least_load", "power_of_two", "round_robin", "random", "session"]
+
+
+class ModelRouting(Frozen):
+    """How one model's replicas are chosen."""
+
+    policy: PolicyName
+
+
+class RoutingSettings(Frozen):
+    """How a replica is chosen (relay/policy.py), for all models, and for some by name."""
+
+    policy: PolicyName = "least_load"
+    models: dict[Name, ModelRouting] = {}
+
+    @property
+    def by_model(self) -> dict[str, PolicyName]:
+        return {name: model.policy for name, model in self.models.items()}
+
+
 class GatewaySettings(Frozen):
     """All of config.yaml."""
 
     server_settings: ServerSettings = ServerSettings()
     managed_workers: tuple[ManagedWorker, ...] = ()
     engines: dict[str, Engine] = {}
+    routing: RoutingSettings = RoutingSettings()
     litellm_settings: dict[str, Any] = {}
 
-    @field_validator("managed_workers", "engines", "litellm_settings", "server_settings", mode="before")
+    @field_validator("managed_workers", "engines", "litellm_settings", "routing", "server_settings", mode="before")
     @classmethod
     def _empty_section(cls, value: Any, info: Any) -> Any:
         # "managed_workers:" with nothing below it is null in YAML, and means none.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
-from config.settings import ServerSettings
+from config.settings import RoutingSettings, ServerSettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
 from relay import policy
@@ -15,7 +15,7 @@ from relay.access import Access
 from relay.call import Call
 from relay.exchange import BadAnswer, ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.headers import Header, answer_headers, request_head, request_id, to_worker
-from relay.request import body_too_large, check_content_type, parse_fields
+from relay.request import body_too_large, check_content_type, parse_fields, session_of
 from relay.upstream import Upstream
 from utils.errors import ApiError, BadRequest, InternalError, ModelNotFound, NoReplicaReady, WorkerBroke, WorkerTimeout
 from utils.logger import EventLogger
@@ -57,7 +57,7 @@ class Flight:
     """A call on its way: what its answer's headers, its metrics and its log line need."""
 
     __slots__ = ("arrived", "attempts", "call", "cut", "headers", "id", "is_event_stream", "is_running",
-                 "model", "status", "worker")  # fmt: skip
+                 "model", "session", "status", "worker")  # fmt: skip
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -65,6 +65,7 @@ class Flight:
         self.id = request_id(self.headers)
         self.arrived = time.perf_counter()
         self.model = ""
+        self.session = b""
         self.worker = ""
         self.attempts = 0
         self.status = 0
@@ -93,6 +94,7 @@ class Relay:
         access: Access,
         metrics: RelayMetrics,
         settings: ServerSettings,
+        routing: RoutingSettings,
         rng: random.Random,
     ) -> None:
         self._registry = registry
@@ -103,6 +105,9 @@ class Relay:
         self.max_body: int = settings.max_body_bytes
         self.body_timeout_s: float = settings.body_timeout_s
         self._rng = rng
+        self._policy = policy.POLICIES[routing.policy]
+        self._policies = {model: policy.POLICIES[name] for model, name in routing.by_model.items()}
+        self._turns: dict[str, int] = {}
         self.in_flight: dict[str, int] = {}
         """Requests that this gateway has at each worker, by worker id."""
         self._flights: dict[Call, Flight] = {}
@@ -180,7 +185,8 @@ class Relay:
 
     async def _forward(self, flight: Flight, body: bytes) -> None:
         """Raises ApiError."""
-        call, model = flight.call, str(parse_fields(body).model)
+        call, fields = flight.call, parse_fields(body)
+        model, flight.session = str(fields.model), session_of(flight.headers, fields)
         headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
         tried: list[str] = []
         last: ApiError | None = None
@@ -228,7 +234,9 @@ class Relay:
             if not able:
                 raise task_refused(model, flight.call.route, replicas)
             replicas = tuple(able)
-        return policy.choose(replicas, self.in_flight, tried, self._rng)
+        turn = self._turns[model] = self._turns.get(model, -1) + 1
+        view = policy.View(replicas, self.in_flight, self._rng, turn, flight.session)
+        return policy.choose(self._policies.get(model, self._policy), view, tried)
 
     def _land(self, replica: Replica) -> None:
         left = self.in_flight[replica.worker_id] - 1

@@ -9,6 +9,8 @@ from utils.errors import BadRequest, PayloadTooLarge, RequestTimeout, Unsupporte
 
 Headers = Mapping[bytes, bytes]
 
+SESSION_HEADER: Final = b"x-ichat-session"
+NO_SESSION: Final = (b"", b"null", b'""')
 MAX_N: Final = 128
 """As OpenAI has it: an engine would take thousands, and answer nobody else meanwhile."""
 NO_MODEL = "model is missing: name one of the models that GET /v1/models lists"
@@ -20,6 +22,8 @@ class RequestFields(msgspec.Struct):
     model: str | msgspec.UnsetType = msgspec.UNSET
     stream: bool | None = None
     n: int | float | None = None
+    user: msgspec.Raw = msgspec.Raw()  # as written: what it means is the engine's matter
+    prompt_cache_key: msgspec.Raw = msgspec.Raw()
 
 
 _decoder = msgspec.json.Decoder(RequestFields)
@@ -42,6 +46,14 @@ def parse_fields(body: bytes) -> RequestFields:
     if fields.n is not None and fields.n > MAX_N:
         raise BadRequest(f"n={fields.n} is too many: ask for at most {MAX_N} answers at once", param="n")
     return fields
+
+
+def session_of(headers: Headers, fields: RequestFields) -> bytes:
+    """What the requests of one session have in common; b"" where they say nothing of it."""
+    for key in (headers.get(SESSION_HEADER, b""), bytes(fields.user), bytes(fields.prompt_cache_key)):
+        if key not in NO_SESSION:
+            return key
+    return b""
 
 
 def _param_of(message: str) -> str | None:

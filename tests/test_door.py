@@ -5,13 +5,15 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 
 from relay.door import MAX_HEAD_BYTES
+from tests.relay_double import MODEL, Gate, door
 from tests.scripted import OK, answering, read_request, scripted
-from tests.test_relay import MODEL, Gate, door, endless
+from tests.test_relay import endless
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +67,7 @@ async def client(gate: Gate) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def open_door(*answers: bytes, **settings: object) -> AsyncIterator[tuple[Gate, Client]]:
+async def open_door(*answers: bytes, **settings: Any) -> AsyncIterator[tuple[Gate, Client]]:
     """A door with one worker that gives these answers, and a client's connection to it."""
     async with door(**settings) as gate, scripted(answering(*answers)) as (_, address), client(gate) as one:
         gate.add("w", address)

@@ -2,94 +2,22 @@
 
 import asyncio
 import json
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
-from config.settings import ServerSettings
 from config.states import WorkerState
-from monitor.heartbeat import Heartbeat
-from monitor.metrics import RelayMetrics
-from monitor.registry import WorkerRegistry
-from relay.access import Access, hash_of
-from relay.door import Door
-from relay.relay import Relay
-from relay.upstream import Upstream
+from relay.access import hash_of
+from tests.relay_double import MODEL, Gate, door
 from tests.scripted import OK, Script, answering, read_request, scripted
 from tests.support import chat_body, free_port
-from utils.common import bind_socket
-from utils.server import Server
 
 pytestmark = pytest.mark.anyio
 
-MODEL = "m"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nx-ichat-worker-state: draining\r\ncontent-length: 2\r\n\r\n{}"
 OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nfull"
-
-
-class Gate:
-    """A relay that listens, and what a test wants to see of it."""
-
-    def __init__(self, port: int, relay: Relay, registry: WorkerRegistry, metrics: CollectorRegistry) -> None:
-        self.port = port
-        self.relay = relay
-        self.registry = registry
-        self.metrics = metrics
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, verify=False)
-
-    def add(self, worker_id: str, address: tuple[str, int], model: str = MODEL, tasks: tuple[str, ...] = ()) -> None:
-        beat = Heartbeat(
-            worker_id=worker_id, model_name=model, backend="x", host=address[0], port=address[1], tasks=tasks
-        )
-        self.registry.upsert(beat, now=0)
-
-    def state(self, worker_id: str) -> WorkerState:
-        return self.registry.worker(worker_id).state
-
-    async def chat(self, **more: Any) -> httpx.Response:
-        return await self.http.post("/v1/chat/completions", json=chat_body(MODEL, **more))
-
-    async def raw(self, data: bytes) -> bytes:
-        """Sends bytes as they are and reads until the server closes, or until an answer with a length is whole."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(data)
-            return await asyncio.wait_for(reader.read(65536), 5)
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def door(**settings: Any) -> AsyncIterator[Gate]:
-    own = ServerSettings(**settings)
-    registry, metrics = WorkerRegistry(), CollectorRegistry()
-    upstream = Upstream(connect_timeout_s=2, answer_timeout_s=own.answer_timeout_s)
-
-    async def no_app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 418, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    counts = RelayMetrics()
-    metrics.register(counts)
-    relay = Relay(registry, upstream, Access(own), counts, own, random.Random(1))
-    sock = bind_socket("127.0.0.1", 0)
-    sock.listen()
-    server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, relay))
-    serving = asyncio.create_task(server.run_until_stopped())
-    opened = Gate(sock.getsockname()[1], relay, registry, metrics)
-    try:
-        yield opened
-    finally:
-        await opened.http.aclose()
-        server.stop()
-        await serving
-        upstream.shutdown()
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
