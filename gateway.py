@@ -103,6 +103,7 @@ class Gateway:
             self._server.stop(at_once=True)
             self._fleet.kill()
             return
+        self._fleet.is_closing = self._prober.is_closing = True
         limit_s = self._settings.drain_timeout_s
         self._deadline = time.monotonic() + limit_s
         asyncio.get_running_loop().call_later(limit_s * (1 - FLEET_STOP_SHARE), self._relay.cut_flights)

@@ -16,7 +16,7 @@ from monitor.registry import UnknownWorker, Worker, WorkerRegistry
 from monitor.system import read_machine
 from relay.access import Access
 from utils.common import package_version
-from utils.errors import NotFound
+from utils.errors import Conflict, NotFound
 
 
 class Adapter(BaseModel):
@@ -68,6 +68,9 @@ def routes(
     @router.post("/workers/{worker_id}/adapters")
     async def load_adapter(worker_id: str, adapter: Adapter) -> JSONResponse:
         """A LoRA adapter for a running engine: a model of its own name when this answers."""
+        for other in registry.workers():
+            if adapter.name in (other.beat.model_name, *other.beat.aliases):
+                raise Conflict(f"{adapter.name!r} is the name of a model ({other.id}): give the adapter another")
         return await tell(worker_id, "POST", "adapters", adapter.model_dump())
 
     @router.delete("/workers/{worker_id}/adapters/{name:path}")

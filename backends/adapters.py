@@ -13,6 +13,9 @@ from utils.errors import BadRequest, Conflict, NotFound
 from utils.logger import EventLogger
 
 DESCRIPTION: Final = "adapter_config.json"
+LONGEST_PATH: Final = 4000
+LONGEST_PART: Final = 255
+"""In characters; Linux counts bytes, and takes a few more of the whole."""
 
 logger = EventLogger("adapters")
 
@@ -28,13 +31,13 @@ class AdapterHost(Protocol):
 
 
 class Adapters:
-    """One change at a time, while the worker is ready. ``names``: those of the model itself."""
+    """One change at a time, while the worker is ready. ``names``: the model's; ``lock``: as ``LifeControl``'s."""
 
-    def __init__(self, engine: AdapterHost, status: WorkerStatus, names: tuple[str, ...]) -> None:
+    def __init__(self, engine: AdapterHost, status: WorkerStatus, names: tuple[str, ...], lock: asyncio.Lock) -> None:
         self._engine = engine
         self._status = status
         self._names = names
-        self._lock = asyncio.Lock()
+        self._lock = lock
 
     async def load(self, name: str, path: str) -> None:
         """From now on ``name`` can be asked for. Raises BadRequest, Conflict."""
@@ -59,7 +62,11 @@ class Adapters:
                 raise NotFound(f"there is no adapter {name!r}: the adapters are {known}")
             # First from the names, so that no request comes that the engine cannot answer any more.
             self._learn(tuple(each for each in adapters if each != name))
-            await self._engine.unload_adapter(name)
+            try:
+                await self._engine.unload_adapter(name)
+            except BaseException:
+                self._learn(adapters)  # it is there still
+                raise
             logger.info("adapter_unloaded", name=name)
 
     def _require_ready(self) -> None:
@@ -74,7 +81,9 @@ def check_adapter(name: str, path: str) -> None:
     """Raises BadRequest for a name that clients could not ask for, and for a folder that holds no adapter."""
     if not re.fullmatch(NAME, name) or len(name) > 256:
         raise BadRequest(f"name {name[:300]!r} will not do: give one without spaces, at most 256 long", param="name")
-    folder = Path(path)
+    folder = Path(path[:LONGEST_PATH])
+    if len(path) > LONGEST_PATH or any(len(part) > LONGEST_PART for part in folder.parts):
+        raise BadRequest(f"path {path[:100]}... is longer than a path can be", param="path")
     if path.startswith(("/", "./", "../", "~")) and not folder.is_dir():
         raise BadRequest(f"path {path}: there is no such folder on the worker's machine", param="path")
     if not path or (folder.is_dir() and not (folder / DESCRIPTION).is_file()):

@@ -83,8 +83,9 @@ class BaseBackend(ABC):
         """The port listened on: known after ``_setup_server`` where the argument was 0."""
         self.on_open: Callable[[], object] | None = None
         """Called once the port is open, before the engine loads: the time for the first heartbeat."""
-        self.adapters = Adapters(self, status, arguments.names)
-        self.control = LifeControl(self, status, doors.wait_idle, arguments.drain_timeout)
+        changing = asyncio.Lock()
+        self.adapters = Adapters(self, status, arguments.names, changing)
+        self.control = LifeControl(self, status, doors.wait_idle, arguments.drain_timeout, changing)
         self._doors = doors
         self._inner: InnerClient | None = None
         self._lost: IChatError | None = None
@@ -118,13 +119,15 @@ class BaseBackend(ABC):
     def progress(self) -> Progress:
         """How far the engine has got, to tell a slow one from one that hangs."""
 
-    async def put_to_sleep(self, level: int) -> None:
-        """Gives the engine's memory back. Nothing runs in it. Raises Conflict where it cannot."""
-        raise Conflict(f"the {self.name} engine cannot sleep (level {level})")
+    def check_can_sleep(self) -> None:
+        """Raises Conflict for an engine that cannot, or was not started for it."""
+        raise Conflict(f"the {self.name} engine cannot sleep")
 
-    async def wake_engine(self, level: int) -> None:
+    async def put_to_sleep(self, level: int) -> None:  # noqa: B027 - for engines that can
+        """Gives the engine's memory back. Nothing runs in it."""
+
+    async def wake_engine(self, level: int) -> None:  # noqa: B027 - for engines that can
         """Takes the memory again that was given back at ``level``."""
-        raise Conflict(f"the {self.name} engine cannot sleep (level {level})")
 
     async def load_adapter(self, name: str, path: str) -> None:
         raise Conflict(f"the {self.name} engine takes no LoRA adapters ({name}, {path})")

@@ -1,7 +1,8 @@
 """Drain, sleep and wake on request: here their order is kept, whatever order they are asked for in."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from backends.inner import Gist, NoAnswer, means_the_same
@@ -10,6 +11,8 @@ from config.states import WorkerState
 from utils.errors import BadRequest, Conflict, IChatError, InternalError
 from utils.logger import EventLogger
 
+STEP_LIMIT_S: Final = 600.0
+"""How long an engine may take to give its memory back, or to take it again with all weights read from disk."""
 LEVELS: Final = (1, 2)
 """1: the weights wait in main memory; 2: they are read from disk again. The KV cache is gone at both."""
 
@@ -19,8 +22,12 @@ logger = EventLogger("control")
 class Sleeper(Protocol):
     """An engine that may sleep. Both are called only when they are in order, and nothing runs."""
 
+    @abstractmethod
+    def check_can_sleep(self) -> None:
+        """Raises Conflict where the engine was not started for that."""
+
     async def put_to_sleep(self, level: int) -> None:
-        """Gives the memory back. Raises Conflict, with nothing done, where the engine was not started for that."""
+        """Gives the memory back."""
 
     async def wake_engine(self, level: int) -> None:
         """Takes it again. ``level``: at which it went to sleep."""
@@ -36,16 +43,24 @@ class Sleeper(Protocol):
 
 
 class LifeControl:
-    """One step at a time; a second one meanwhile is refused. A caller that goes away stops nothing."""
+    """One step at a time; a second one meanwhile is refused. A caller that goes away stops nothing.
+
+    ``lock`` is held by whatever changes the engine: nothing else may, meanwhile.
+    """
 
     def __init__(
-        self, engine: Sleeper, status: WorkerStatus, wait_idle: Callable[[], Awaitable[None]], drain_timeout_s: float
+        self,
+        engine: Sleeper,
+        status: WorkerStatus,
+        wait_idle: Callable[[], Awaitable[None]],
+        drain_timeout_s: float,
+        lock: asyncio.Lock,
     ) -> None:
         self._engine = engine
         self._status = status
         self._wait_idle = wait_idle
         self._drain_timeout_s = drain_timeout_s
-        self._busy = ""
+        self._lock = lock
         self._has_ended = False
         self._level = 0
         self._known: Gist | None = None
@@ -71,43 +86,44 @@ class LifeControl:
         if self._status.state is WorkerState.SLEEPING and level == self._level:
             return
         self._require("sleep", WorkerState.READY, WorkerState.DRAINING)
-        await self._alone("sleep", self._sleep(level))
+        self._engine.check_can_sleep()
+        await self._alone(self._sleep(level, self._status.state, self._status.reason))
 
     async def wake(self) -> None:
         """Ready again, from sleep or from a drain. Raises Conflict where neither is, InternalError where it failed."""
         if self._status.state is WorkerState.READY:
             return
         self._require("wake", WorkerState.SLEEPING, WorkerState.DRAINING)
-        await self._alone("wake", self._wake())
+        await self._alone(self._wake())
 
     def _require(self, step: str, *states: WorkerState) -> None:
         state = self._status.state
         if self._has_ended:
             raise Conflict(f"cannot {step} a worker that stops")
-        if self._busy:
-            raise Conflict(f"the worker is busy with another step ({self._busy}): try again when it has ended")
+        if self._lock.locked():
+            raise Conflict("the worker is busy with another step: try again when it has ended")
         if state not in states:
             raise Conflict(f"cannot {step} a worker that is {state}: it must be {' or '.join(states)}")
 
-    async def _alone(self, step: str, work: Any) -> None:
-        self._busy = step
-        task = asyncio.ensure_future(work)
-        task.add_done_callback(self._end_step)
+    async def _alone(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(self._locked(work))
+        # Whoever asked may have gone: what went wrong is in the log, or was answered.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(task)
 
-    def _end_step(self, task: "asyncio.Future[None]") -> None:
-        self._busy = ""
-        if not task.cancelled():
-            task.exception()  # whoever asked may have gone: it is in the log, or was answered
+    async def _locked(self, work: Coroutine[Any, Any, None]) -> None:
+        async with self._lock:  # which is free: between the look at it and this there is no wait
+            await work
 
-    async def _sleep(self, level: int) -> None:
+    async def _sleep(self, level: int, before: WorkerState, reason: str) -> None:
         self._become(WorkerState.DRAINING, "going to sleep")
         try:
             await self._become_idle()
-            self._known = await self._engine.canary()
-            await self._engine.put_to_sleep(level)
+            async with asyncio.timeout(STEP_LIMIT_S):
+                self._known = await self._engine.canary()
+                await self._engine.put_to_sleep(level)
         except Conflict:
-            self._become(WorkerState.READY)
+            self._become(before, reason)
             raise
         except Exception as error:
             raise self._fail("go to sleep", error) from error
@@ -132,8 +148,9 @@ class LifeControl:
             self._become(WorkerState.READY)
             return
         try:
-            await self._engine.wake_engine(self._level)
-            self._compare(await self._engine.canary())
+            async with asyncio.timeout(STEP_LIMIT_S):
+                await self._engine.wake_engine(self._level)
+                self._compare(await self._engine.canary())
         except Exception as error:
             raise self._fail("wake up", error) from error
         self._become(WorkerState.READY)
@@ -149,7 +166,9 @@ class LifeControl:
             raise NoAnswer("it answers otherwise than before it slept")
 
     def _fail(self, step: str, error: Exception) -> InternalError:
-        """The worker has failed; the error for whoever asked."""
-        why = f"the engine did not {step} in order: {str(error) or type(error).__name__}"
-        self._engine.give_up(NoAnswer(why))
+        """The worker has failed; the error for whoever asked. One that ends is not to be blamed for it."""
+        took = f"took more than {STEP_LIMIT_S:g} s" if isinstance(error, TimeoutError) else ""
+        why = f"the engine did not {step} in order: {took or str(error) or type(error).__name__}"
+        if not self._has_ended:
+            self._engine.give_up(NoAnswer(why))
         return InternalError(f"{why}: the worker ends, and is started again if a gateway manages it")

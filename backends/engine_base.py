@@ -7,7 +7,7 @@ import importlib.util
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from backends import cpu_shims
 from backends.base import ASGIApp, BaseBackend, Doors, EngineDied, kill_children
@@ -49,8 +49,11 @@ class EngineBackend(BaseBackend):
     async def create_engine(self) -> ASGIApp:
         given = given_options(self.arguments.engine_argv)
         if importlib.util.find_spec(self.module) is None:
-            extras = ", or ".join(f"ichat[{name}]" for name in self.distributions)
-            raise ConfigError(f"--backend {self.name}: {self.title} is not installed here: install {extras}")
+            extras = " or ".join(f"pip install '.[{name}]'" for name in self.distributions)
+            raise ConfigError(
+                f"--backend {self.name}: {self.title} is not installed here: in iChat's folder, {extras} "
+                "(in an environment of its own, which `engines` in config.yaml names, if another engine is in this one)"
+            )
         check_model_folder(self.arguments.model, given)
         self._prepare(given)
         try:
@@ -90,10 +93,14 @@ class EngineBackend(BaseBackend):
 
     # -- sleep -----------------------------------------------------------------------------------------------------
 
-    def _require_sleep_mode(self, *, enabled: Any) -> None:
-        """Raises Conflict. A CPU has no memory to give back; there, a sleeping engine only pauses."""
-        if not enabled and not self._on_cpu:
+    def check_can_sleep(self) -> None:
+        """A CPU has no memory to give back; there, a sleeping engine only pauses."""
+        if not self._on_cpu and not self._has_sleep_mode():
             raise Conflict(f"this {self.engine_name} was started without {self.sleep_option}: it cannot sleep")
+
+    @abstractmethod
+    def _has_sleep_mode(self) -> bool:
+        """Whether the running engine was started with ``sleep_option``."""
 
     # -- stop ------------------------------------------------------------------------------------------------------
 

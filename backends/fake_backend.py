@@ -76,6 +76,9 @@ class FakeBackend(BaseBackend):
     async def stop_engine(self) -> None:
         self._app = None
 
+    def check_can_sleep(self) -> None:
+        """It can."""
+
     async def put_to_sleep(self, level: int) -> None:
         if self._app is not None:
             self._app.fall_asleep()

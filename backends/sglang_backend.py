@@ -136,6 +136,8 @@ class SGLangBackend(EngineBackend):
         if foreign:
             words = "; ".join(f"--{name.replace('_', '-')}: {FOREIGN[name]}" for name in foreign)
             raise ConfigError(f"a worker does not take these arguments of {self.engine_name}: {words}")
+        if self._on_cpu and (parsed.enable_lora or parsed.lora_paths):
+            raise ConfigError(f"{self.engine_name} has no LoRA on a CPU: use --backend vllm")
         parsed._radix_eviction_policy_explicitly_set = "radix-eviction-policy" in given_options(wanted)
         return ServerArgs.from_cli_args(parsed), shown_arguments(vars(parsed), defaults)
 
@@ -237,11 +239,13 @@ class SGLangBackend(EngineBackend):
 
     # -- sleep -----------------------------------------------------------------------------------------------------
 
+    def _has_sleep_mode(self) -> bool:
+        return bool(self._engine.tokenizer_manager.server_args.enable_memory_saver)
+
     async def put_to_sleep(self, level: int) -> None:
         from sglang.srt.managers.io_struct import ReleaseMemoryOccupationReqInput
 
         manager = self._engine.tokenizer_manager
-        self._require_sleep_mode(enabled=manager.server_args.enable_memory_saver)
         await manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=MEMORY))
 
     async def wake_engine(self, level: int) -> None:

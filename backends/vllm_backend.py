@@ -192,8 +192,10 @@ class VLLMBackend(EngineBackend):
 
     # -- sleep -----------------------------------------------------------------------------------------------------
 
+    def _has_sleep_mode(self) -> bool:
+        return bool(self._client.model_config.enable_sleep_mode)
+
     async def put_to_sleep(self, level: int) -> None:
-        self._require_sleep_mode(enabled=self._client.model_config.enable_sleep_mode)
         await self._client.sleep(level=level)
 
     async def wake_engine(self, level: int) -> None:

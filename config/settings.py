@@ -22,10 +22,22 @@ OWN_ARGUMENTS = frozenset({"model", "model_path", "model_name", "served_model_na
                            "gateway_address", "worker_id", "heartbeat_interval", "drain_timeout",
                            "max_body_mb"})  # fmt: skip
 """What the gateway itself says on a managed worker's command line: ``backend_args`` must not say it again."""
+
+
+def hash_of_key(value: Any) -> str:
+    """The hash with its name before it. Raises ValueError, which does not repeat what may be the key itself."""
+    found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(
+            "a key's hash is 64 digits and letters a to f, without what sha256sum prints after it "
+            "(is this the key itself? Its hash belongs here)"
+        )
+    return f"sha256:{found[1]}"
+
+
 KeyHash = Annotated[
     str,
-    BeforeValidator(lambda value: f"sha256:{value}" if re.fullmatch(r"[0-9a-f]{64}", str(value)) else value),
-    Field(pattern=r"^sha256:[0-9a-f]{64}$"),
+    BeforeValidator(hash_of_key),
 ]
 """As ``sha256sum`` prints it, with or without the name of the hash before it."""
 

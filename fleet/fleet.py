@@ -64,6 +64,8 @@ class Fleet:
         self._rng = rng
         self._tasks = Tasks()
         self._running: dict[str, WorkerProcess] = {}
+        self.is_closing = False
+        """The gateway stops: what dies is not started again, and nobody is ended for a beat that is not taken."""
 
     def start(self) -> None:
         for worker in self._workers:
@@ -92,6 +94,8 @@ class Fleet:
                 code = await self._watch(worker, process)
                 settled = time.monotonic() - process.started_at > SETTLED_S
                 failures = 1 if settled else failures + 1
+                if self.is_closing:
+                    return
                 self._fail(worker, ended(code), process.last_lines())
                 if code == ConfigError.EXIT_CODE:
                     logger.error("worker_given_up", worker_id=worker.id, why="its arguments are wrong: see its reason")
@@ -181,6 +185,8 @@ class Fleet:
 
     def _why_hopeless(self, worker: ManagedWorker, process: WorkerProcess, unhealthy_since: float | None) -> str:
         now = time.monotonic()
+        if self.is_closing:
+            return ""
         if unhealthy_since is not None and now - unhealthy_since > HANG_LIMIT_S:
             return f"unhealthy for {HANG_LIMIT_S:g} s"
         starting = self._record(worker).state in (WorkerState.STARTING, WorkerState.LOADING)

@@ -33,6 +33,8 @@ class Prober:
         self._connect = connect or try_connection
         self._tasks = Tasks()
         self._busy: set[str] = set()
+        self.is_closing = False
+        """The gateway takes no beats any more: that none come says nothing of a worker."""
 
     async def run(self) -> None:
         """Probes until cancelled."""
@@ -45,7 +47,8 @@ class Prober:
 
     def probe_all(self) -> list["asyncio.Task[None]"]:
         """Starts a probe of every worker that should answer; one that hangs holds up no other."""
-        self._registry.expire(time.monotonic())
+        if not self.is_closing:
+            self._registry.expire(time.monotonic())
         started = []
         for worker in self._registry.workers():
             if worker.id not in self._busy and worker.last_beat is not None and worker.state not in ENDED:

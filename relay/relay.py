@@ -8,8 +8,9 @@ from http import HTTPStatus
 from typing import Final
 
 from config.settings import RoutingSettings, ServerSettings
+from config.states import WorkerState
 from monitor.metrics import RelayMetrics
-from monitor.registry import Replica, WorkerRegistry
+from monitor.registry import Replica, Worker, WorkerRegistry
 from relay import policy
 from relay.access import Access
 from relay.call import Call
@@ -308,8 +309,15 @@ def no_replica_ready(model: str, detail: str) -> NoReplicaReady:
 
 def describe_workers(registry: WorkerRegistry, model: str) -> str:
     """The states of a model's workers, for the one who wonders why none is ready."""
-    states = [f"{worker.id} is {worker.state}" for worker in registry.workers() if model in worker.beat.names]
+    states = [describe_worker(worker) for worker in registry.workers() if model in worker.beat.names]
     return ", ".join(states[:5]) or "its workers have gone"
+
+
+def describe_worker(worker: Worker) -> str:
+    if worker.state is WorkerState.SLEEPING:
+        return f"{worker.id} is sleeping (POST /v1/admin/workers/{worker.id}/wake wakes it)"
+    why = worker.reason[:200] if worker.state is WorkerState.FAILED else ""
+    return f"{worker.id} is {worker.state}{f' ({why})' if why else ''}"
 
 
 def worker_error(replica: Replica, error: UpstreamError) -> ApiError:

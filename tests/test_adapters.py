@@ -28,6 +28,8 @@ class Host(AdapterHost):
         self.loaded[name] = path
 
     async def unload_adapter(self, name: str) -> None:
+        if self.refuses:
+            raise BadRequest("it is in use")
         del self.loaded[name]
 
 
@@ -46,7 +48,7 @@ def status() -> WorkerStatus:
 
 @pytest.fixture
 def adapters(host: Host, status: WorkerStatus) -> Adapters:
-    return Adapters(host, status, ("model", "alias"))
+    return Adapters(host, status, ("model", "alias"), asyncio.Lock())
 
 
 @pytest.fixture
@@ -93,6 +95,21 @@ async def test_what_the_engine_refuses_is_no_name(
     with pytest.raises(BadRequest, match="max-lora-rank"):
         await adapters.load("tuned", folder)
     assert status.facts.adapters == ("static",)
+
+
+@pytest.mark.anyio
+async def test_one_that_the_engine_keeps_is_still_a_name(adapters: Adapters, host: Host, status: WorkerStatus) -> None:
+    host.refuses = True
+    with pytest.raises(BadRequest, match="in use"):
+        await adapters.unload("static")
+    assert status.facts.adapters == ("static",)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/" + "a" * 300, "/a" * 3000])
+async def test_a_path_that_no_file_can_have_is_refused(adapters: Adapters, path: str) -> None:
+    with pytest.raises(BadRequest, match="longer than a path can be"):
+        await adapters.load("tuned", path)
 
 
 @pytest.mark.anyio

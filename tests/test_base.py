@@ -297,3 +297,18 @@ def test_only_a_time_with_requests_and_without_a_step_is_a_stall(history: list[t
         if not running or more or now == history[0][2]:
             since = now
         assert watch.stalled_for(Progress(running, steps), now) == pytest.approx(now - since)
+
+
+# -- given up ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_is_given_up_ends_its_worker() -> None:
+    engine = Engine()
+    life = run(engine)
+    await engine.reach(READY)
+    engine.give_up(EngineDied("it answers otherwise than before it slept"))
+    assert engine.status.state is FAILED
+    with pytest.raises(EngineDied, match="otherwise"):
+        await life
+    assert engine.stops == 1

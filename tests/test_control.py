@@ -28,11 +28,16 @@ class Engine(Sleeper):
         self.status = status
         self.level = 0
         self.requests = 0
+        self.can_sleep = True
         self.says: Gist | None = (" Paris",)
         self.trouble: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.lost: IChatError | None = None
+
+    def check_can_sleep(self) -> None:
+        if not self.can_sleep:
+            raise Conflict("start it with --enable-sleep-mode")
 
     async def put_to_sleep(self, level: int) -> None:
         assert not self.requests
@@ -44,6 +49,7 @@ class Engine(Sleeper):
 
     async def wake_engine(self, level: int) -> None:
         assert self.level == level
+        await self.gate.wait()
         if self.trouble:
             raise self.trouble
         self.level = 0
@@ -67,7 +73,8 @@ class Bench:
         self.engine = Engine(self.status)
         self.idle = asyncio.Event()
         self.idle.set()
-        self.control = LifeControl(self.engine, self.status, self._wait_idle, drain_timeout_s=30)
+        self.lock = asyncio.Lock()
+        self.control = LifeControl(self.engine, self.status, self._wait_idle, 30, self.lock)
 
     async def _wait_idle(self) -> None:
         await self.idle.wait()
@@ -161,7 +168,7 @@ async def test_one_step_at_a_time() -> None:
     asleep = asyncio.create_task(bench.control.sleep(1))
     await asyncio.sleep(1)
     for step in (bench.control.sleep(2), bench.control.wake()):
-        with pytest.raises(Conflict, match=r"another step \(sleep\)"):
+        with pytest.raises(Conflict, match="another step"):
             await step
     bench.engine.gate.set()
     await asleep
@@ -183,12 +190,61 @@ async def test_a_caller_that_goes_away_stops_nothing() -> None:
 
 
 @pytest.mark.anyio
-async def test_an_engine_that_cannot_sleep_goes_on() -> None:
+async def test_an_engine_that_cannot_sleep_turns_nobody_away() -> None:
     bench = Bench()
-    bench.engine.trouble = Conflict("start it with --enable-sleep-mode")
+    bench.engine.can_sleep = False
+    states: list[WorkerState] = []
+    bench.status.subscribe(lambda: states.append(bench.state))
     with pytest.raises(Conflict, match="enable-sleep-mode"):
         await bench.control.sleep(1)
-    assert (bench.state, bench.engine.lost) == (READY, None)
+    assert (bench.state, states, bench.engine.lost) == (READY, [], None)
+
+
+@pytest.mark.anyio
+async def test_a_drain_that_was_asked_for_outlives_a_sleep_that_could_not_be() -> None:
+    bench = Bench()
+    await bench.control.drain()
+    bench.idle.clear()
+    with pytest.raises(Conflict, match="still answering"):
+        await bench.control.sleep(1)
+    assert (bench.state, bench.status.reason) == (DRAINING, "asked to")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("step", ["sleep", "wake"])
+async def test_an_engine_that_does_not_end_a_step_is_given_up(step: str) -> None:
+    bench = Bench()
+    if step == "wake":
+        await bench.control.sleep(1)
+    bench.engine.gate.clear()
+    with pytest.raises(InternalError, match="more than 600 s"):
+        await (bench.control.sleep(1) if step == "sleep" else bench.control.wake())
+    assert bench.state is FAILED
+
+
+@pytest.mark.anyio
+async def test_what_else_changes_the_engine_goes_first() -> None:
+    bench = Bench()
+    async with bench.lock:
+        with pytest.raises(Conflict, match="another step"):
+            await bench.control.sleep(1)
+    await bench.control.sleep(1)
+    assert bench.state is SLEEPING
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_ends_is_not_blamed_for_a_step_that_failed() -> None:
+    bench = Bench()
+    bench.engine.gate.clear()
+    asleep = asyncio.create_task(bench.control.sleep(1))
+    await asyncio.sleep(1)
+    bench.control.end()
+    bench.status.set(WorkerState.STOPPING)
+    bench.engine.trouble = RuntimeError("shut down meanwhile")
+    bench.engine.gate.set()
+    with pytest.raises(InternalError):
+        await asleep
+    assert (bench.state, bench.engine.lost) == (WorkerState.STOPPING, None)
 
 
 @pytest.mark.anyio

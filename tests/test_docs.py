@@ -59,7 +59,7 @@ def here(command: str, client: GatewayClient, adapter: str = "") -> str:
         .replace("curl -N", "curl -N -m 2")
         .replace("curl ", "curl -sS --fail-with-body ")
         .replace("--model /path/to/model", "--backend fake --model none")
-        .replace("--port 8001", f"--port {free_port()}")
+        .replace("--port 8002", f"--port {free_port()}")
         .replace(".venv/bin/python", sys.executable)
     )
 

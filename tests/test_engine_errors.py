@@ -12,6 +12,11 @@ from worker.engine_errors import EngineErrors, enveloped
 ENVELOPED = b'{"error": {"message": "too long", "type": "BadRequestError", "param": null, "code": 400}}'
 
 
+REPORT = "1 validation error:\n {'type': 'missing', 'loc': %s, 'msg': 'Field required'}\n\n File /srv/x.py, line 1"
+FASTAPIS = json.dumps({"message": REPORT % "('body', 'messages')"}).encode()
+VLLMS = json.dumps({"error": {"message": REPORT % "'body.messages'"}}).encode()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "told", "words"),
     [
@@ -20,7 +25,10 @@ ENVELOPED = b'{"error": {"message": "too long", "type": "BadRequestError", "para
         (422, b'{"detail": [{"loc": ["body", "messages", 0], "msg": "Field required"}]}', 400,
          "messages.0: Field required"),
         (422, b'{"error": {"message": "max_tokens"}}', 400, "max_tokens"),
-        (404, b'{"detail": "Not Found"}', 404, "Not Found"),
+        (404, b'{"detail": "Not Found"}', 404, "no such route"),
+        (422, b'{"detail": [{"loc": null, "msg": "odd"}]}', 400, "odd"),
+        (400, FASTAPIS, 400, "messages: Field required"),
+        (400, VLLMS, 400, "messages: Field required"),
         (401, b'{"error": "Unauthorized"}', 401, "Unauthorized"),
         (500, b"Internal Server Error", 500, "the engine answered HTTP 500"),
         (503, b"", 503, "the engine answered HTTP 503"),
@@ -33,6 +41,7 @@ def test_each_shape_is_enveloped(status: int, body: bytes, told: int, words: str
     assert found == told
     error = json.loads(answer)["error"]
     assert words in error["message"]
+    assert "/srv" not in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
 
 

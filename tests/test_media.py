@@ -179,7 +179,7 @@ def test_an_address_is_found_however_it_is_nested(key: str, within: list[str], a
 
 
 @pytest.mark.parametrize("source", [DATA, "", PIXEL, PIXEL.rstrip("=") * 200, "data:;base64,AA",
-                                    "DATA:image/png;base64,AA", "data:audio/x-wav;rate=8;base64,AAAA"])  # fmt: skip
+                                    "data:audio/x-wav;rate=8;base64,AAAA"])  # fmt: skip
 def test_media_within_the_request_are_taken(source: str) -> None:
     assert is_taken(source)
 
@@ -268,3 +268,22 @@ def test_a_word_that_could_be_base64_is_refused_where_it_names_a_file(
     (tmp_path / "keys" / "prod").touch()
     assert not is_taken("keys/prod")
     assert not is_taken("keys")
+
+
+@pytest.mark.parametrize("source", ["DATA:image/png;base64,AA", "Data:,x"])
+def test_one_spelling_of_data_is_taken(source: str) -> None:
+    assert not is_taken(source)
+
+
+def test_a_body_with_too_much_to_look_at_is_refused(tmp_path: Path) -> None:
+    policy = MediaPolicy(folder=str(tmp_path))
+    many_files = {"image_url": [f"file://{tmp_path}/{'a/' * 100}x"] * 2000}
+    many_pairs = {"image": [{str(number): 1 for number in range(100)}] * 5000}
+    long_path = {"image_url": f"file://{tmp_path}/{'a/' * 5000}x"}
+    for body, words in (
+        (many_files, "more than 1000 images"),
+        (many_pairs, "250000 values"),
+        (long_path, "may not be read"),
+    ):
+        with pytest.raises(BadRequest, match=words):
+            check_bytes(json.dumps(body).encode(), policy)

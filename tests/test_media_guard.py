@@ -185,3 +185,29 @@ async def test_other_scopes_are_the_engines() -> None:
     client = Client()
     await MediaGuard(engine, MediaPolicy(), MAX_BODY)({"type": "lifespan"}, client.receive, client.send)
     assert engine.scopes == [{"type": "lifespan"}]
+
+
+@pytest.mark.anyio
+async def test_an_upload_that_does_not_tell_its_length_is_cut_off() -> None:
+    client = Client(*[b"x" * 400] * 5)
+    engine = await ask(client, "/v1/audio/transcriptions", content_type="multipart/form-data; boundary=x")
+    assert engine.messages[-1]["type"] == "http.disconnect"
+    assert client.status == 413
+    assert "larger than" in client.message
+
+
+@pytest.mark.anyio
+async def test_a_model_that_takes_text_only_says_so() -> None:
+    client = Client(BAD)
+    guard = MediaGuard(Engine(), MediaPolicy(), MAX_BODY, lambda: ("text",))
+    await guard({"type": "http", "method": "POST", "path": "/v1/x", "headers": []}, client.receive, client.send)
+    assert client.message == "image_url: this model takes text only"
+
+
+@pytest.mark.anyio
+async def test_a_large_body_is_looked_through_all_the_same() -> None:
+    large = json.dumps({"prompt": "x" * 300_000, "image_url": "http://10.0.0.1/"}).encode()
+    client = Client(large)
+    guard = MediaGuard(Engine(), MediaPolicy(), 1_000_000)
+    await guard({"type": "http", "method": "POST", "path": "/v1/x", "headers": []}, client.receive, client.send)
+    assert client.status == 400

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.timing import Spans, Times, combine, note_times, times_of_meta_info
+from backends.timing import RECORDER, Spans, Times, combine, note_times, times_of_meta_info
 from tests.doubles import PATIENT
 from utils.sse import SSEParser
+from worker.last_event import LastEvent
 from worker.metrics import Traffic
 from worker.performance import HEADER, PerformanceApp
 
@@ -128,8 +129,23 @@ async def test_a_stream_without_done_tells_it_too() -> None:
 @pytest.mark.anyio
 async def test_tokens_do_not_wait_for_the_next() -> None:
     """Only what may be the last event does."""
-    answered = await Answered().ask(EVENTS, kind=b"text/event-stream", headers=ASKS)
-    assert answered.messages[1]["body"] == EVENTS[0]
+    at_once: list[bytes] = []
+    last = LastEvent(lambda data: data)
+    for event in EVENTS:
+        at_once.append(last.feed(event, is_end=False))
+    assert at_once == [EVENTS[0], b"", EVENTS[1], EVENTS[2] + EVENTS[3]]
+
+
+@pytest.mark.anyio
+async def test_a_request_leaves_nothing_behind() -> None:
+    await Answered().ask([bytes_of(WHOLE)], headers=ASKS)
+    assert RECORDER.get() is None
+
+
+def test_a_comment_between_is_not_the_last_event() -> None:
+    last = LastEvent(lambda data: data[:-1] + b',"x":1}')
+    out = last.feed(EVENTS[1] + b": ping\n\n", is_end=False) + last.feed(b"data:[DONE]\n\n", is_end=True)
+    assert out == b": ping\n\n" + EVENTS[1][:-3] + b',"x":1}\n\n' + b"data:[DONE]\n\n"
 
 
 @given(st.lists(st.integers(1, 200), max_size=5), st.sampled_from([b"\n", b"\r\n", b"\r"]))

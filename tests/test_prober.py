@@ -116,6 +116,16 @@ async def test_a_silent_worker_expires_though_it_takes_connections() -> None:
 
 
 @pytest.mark.anyio
+async def test_while_the_gateway_closes_no_worker_is_judged_by_its_beats() -> None:
+    registry = known(1, heartbeat_interval=10)
+    registry.upsert(registry.worker("w1").beat, time.monotonic() - 31)
+    prober = Prober(registry, interval_s=1, connect=Network().connect)
+    prober.is_closing = True
+    await asyncio.gather(*prober.probe_all())
+    assert registry.worker("w1").state is READY
+
+
+@pytest.mark.anyio
 async def test_a_connection_that_hangs_holds_up_no_other_and_is_not_made_twice() -> None:
     registry, hangs = known(1, 2), asyncio.Event()
     network = Network(p1=hangs)

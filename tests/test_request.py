@@ -72,7 +72,7 @@ json_values = st.recursive(
 
 
 @settings(PATIENT, max_examples=50)
-@given(st.dictionaries(st.text(), json_values), st.text(min_size=1))
+@given(st.dictionaries(st.text().filter(lambda key: key != "n"), json_values), st.text(min_size=1))
 def test_whatever_else_a_body_holds_the_model_is_found(others: dict[str, Any], model: str) -> None:
     body = json.dumps({**others, "stream": False, "model": model}).encode()
     assert parse_fields(body).model == model

@@ -268,3 +268,68 @@ async def test_a_worker_that_streams_no_log_says_so() -> None:
     answer = await with_a_log(log_streaming=False).get("/logs/stream")
     assert answer.status_code == 404
     assert "--log-streaming" in answer.json()["error"]["message"]
+
+
+# -- control -------------------------------------------------------------------------------------------------------
+
+STEPS = [("POST", "drain"), ("POST", "sleep"), ("POST", "wake"), ("POST", "adapters"), ("DELETE", "adapters")]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("method", "step"), STEPS)
+async def test_control_is_for_the_gateway_alone(method: str, step: str) -> None:
+    async def ask(worker: Worker, address: tuple[str, int], **headers: str) -> int:
+        async with worker.client(address) as client:
+            answer = await client.request(method, f"/control/{step}", headers=headers)
+            assert answer.json()["error"]["message"]
+            return answer.status_code
+
+    assert await ask(ready(), AWAY) == 403
+    assert await ask(ready(), HERE, origin="http://evil.example") == 403
+    assert await ask(ready(token=TOKEN), HERE) == 403
+    assert await ask(ready(token=TOKEN), HERE, authorization="Bearer wrong") == 403
+    let_in = 400 if step == "adapters" else 409  # there is no backend here
+    assert await ask(ready(), HERE) == let_in
+    assert await ask(ready(token=TOKEN), AWAY, authorization=f"Bearer {TOKEN}") == let_in
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"name": 1, "path": "x"}', b'{"name": "x"}',
+                                  b'{"name": "\\ud800", "path": "/x"}'])  # fmt: skip
+async def test_an_adapter_must_be_named_in_words(body: bytes) -> None:
+    async with ready().client() as client:
+        answer = await client.post("/control/adapters", content=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("level", ["x", "9" * 5000, "", "-1"])
+async def test_a_level_is_a_small_number(level: str) -> None:
+    async with ready().client() as client:
+        answer = await client.post("/control/sleep", params={"level": level})
+        assert answer.status_code == 400
+
+
+@pytest.mark.anyio
+async def test_other_methods_of_our_routes_are_told_apart_from_no_route() -> None:
+    async with ready().client() as client:
+        wrong = await client.get("/control/drain")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert (await client.head("/health")).status_code == 200
+        assert (await client.get("/control/none")).status_code == 404
+
+
+@pytest.mark.anyio
+async def test_a_route_that_crashes_is_enveloped(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = ready()
+
+    def crash() -> Any:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(worker.app, "_get_backend", crash)
+    monkeypatch.setattr(worker.app._control, "_backend", crash)
+    async with worker.client() as client:
+        answer = await client.post("/control/wake")
+    assert answer.status_code == 500
+    assert "RuntimeError" in answer.json()["error"]["message"]

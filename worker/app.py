@@ -18,7 +18,8 @@ from config.states import WorkerState
 from monitor.log_stream import LogResponse
 from monitor.logs import LogBuffer
 from utils.common import is_loopback
-from utils.errors import ApiError, Conflict, Forbidden, NoReplicaReady, NotFound
+from utils.errors import ApiError, Conflict, Forbidden, InternalError, MethodNotAllowed, NoReplicaReady, NotFound
+from utils.logger import EventLogger
 from worker.control import Answer, ControlRoutes
 from worker.engine_errors import EngineErrors
 from worker.media import MediaPolicy
@@ -30,6 +31,8 @@ from worker.routes import is_open
 STATE_HEADER: Final = "x-ichat-worker-state"
 """Tells the gateway that a 503 is the door's, not the engine's: the request may go to another replica."""
 RETRY_AFTER_S: Final = 2
+
+logger = EventLogger("worker")
 
 
 class WorkerApp:
@@ -61,8 +64,9 @@ class WorkerApp:
             ("GET", "/ready"): self._health,
             ("GET", "/metrics"): self._prometheus,
             ("GET", "/logs/stream"): self._log_stream,
-            **ControlRoutes(self._get_backend, status, lambda: traffic.in_flight, self._require_gateway).answers(),
         }
+        self._control = ControlRoutes(self._get_backend, status, lambda: traffic.in_flight, self._require_gateway)
+        self._own |= self._control.answers()
 
     def _get_backend(self) -> BaseBackend:
         if self.backend is None:
@@ -72,7 +76,8 @@ class WorkerApp:
     def attach(self, engine_app: ASGIApp) -> None:
         policy = MediaPolicy(frozenset(self._arguments.allowed_media_domains), self._arguments.allowed_local_media_path)
         timed = PerformanceApp(EngineErrors(engine_app), self._traffic)
-        self._engine = MediaGuard(timed, policy, self._arguments.max_body_bytes)
+        modalities = lambda: self._status.facts.modalities  # noqa: E731 - those of the moment
+        self._engine = MediaGuard(timed, policy, self._arguments.max_body_bytes, modalities)
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
@@ -84,12 +89,15 @@ class WorkerApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        own = self._own.get((scope["method"], scope["path"]))
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        own = self._own.get((method, scope["path"]))
         if own is not None:
             response = await self._answer(own, Request(scope, receive))
             await response(scope, receive, send)
         elif not is_open(scope["path"]):
-            await closed(scope["path"])(scope, receive, send)
+            await closed(scope["path"], [method for method, path in self._own if path == scope["path"]])(
+                scope, receive, send
+            )
         elif self._status.state is not WorkerState.READY or self._engine is None:
             self._traffic.turned_away += 1
             await self._turn_away()(scope, receive, send)
@@ -125,6 +133,10 @@ class WorkerApp:
             return await own(request)
         except ApiError as error:
             return JSONResponse(error.envelope(), error.status)
+        except Exception as error:
+            logger.error("route_crashed", path=request.url.path, exc_info=error)
+            broken = InternalError(f"the worker failed at this: {type(error).__name__}: its log says more")
+            return JSONResponse(broken.envelope(), broken.status)
 
     async def _health(self, _: Request) -> Response:
         """200 only when the worker can answer; else 503 with its state and why."""
@@ -157,6 +169,8 @@ class WorkerApp:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self._arguments.token.encode()):
                 raise Forbidden("this route is for the gateway: send its worker token as 'Authorization: Bearer TOKEN'")
+        elif "origin" in request.headers:
+            raise Forbidden("this route is not for web pages: a page that a browser shows could ask it unseen")
         elif not is_loopback(request.client.host if request.client else ""):
             raise Forbidden(
                 "this route is for callers of this machine: "
@@ -171,7 +185,11 @@ class WorkerApp:
         return JSONResponse(error.envelope(), error.status, headers)
 
 
-def closed(path: str) -> Response:
+def closed(path: str, methods: list[str]) -> Response:
+    """For a path that is not there, or is there for ``methods``."""
+    if methods:
+        wrong = MethodNotAllowed(f"{path} does not take this method: use {' or '.join(methods)}")
+        return JSONResponse(wrong.envelope(), wrong.status, {"allow": ", ".join(methods)})
     error = NotFound(
         f"a worker has no route {path[:200]}: it passes on what the engine answers below /v1, and has "
         "/control/drain, /control/sleep, /control/wake and /control/adapters instead of the engine's own control routes"

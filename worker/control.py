@@ -44,7 +44,8 @@ class ControlRoutes:
 
     async def _sleep(self, request: Request) -> Response:
         self._guard(request)
-        await self._backend().control.sleep(level_of(request.query_params.get("level", "1")))
+        level = level_of(request.query_params.get("level", "1"))
+        await self._backend().control.sleep(level)
         return self._tell()
 
     async def _wake(self, request: Request) -> Response:
@@ -86,11 +87,14 @@ async def read_words(request: Request, *names: str) -> list[str]:
     if not isinstance(body, dict) or set(body) != set(names) or not all(isinstance(body[name], str) for name in names):
         wanted = ", ".join(f'"{name}": "..."' for name in names)
         raise BadRequest(f"the body must be a JSON object: {{{wanted}}}")
-    return [body[name] for name in names]
+    try:
+        return [body[name].encode().decode() for name in names]
+    except UnicodeEncodeError:
+        raise BadRequest("the body holds half a character (a lone surrogate): send Unicode text") from None
 
 
 def level_of(text: str) -> int:
     """Raises BadRequest."""
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > len("1000"):
         raise BadRequest(f"level={text[:50]!r} is no number: the levels of sleep are 1 and 2", param="level")
     return int(text)

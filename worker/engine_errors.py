@@ -1,11 +1,25 @@
 """An engine's errors in OpenAI's envelope, whatever shape the engine gives them."""
 
 import json
+import re
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from backends.base import ASGIApp
 from utils.errors import BY_STATUS, ApiError, BadRequest, InternalError
+
+EMPTY_WORDS: Final = frozenset({"Not Found", "Method Not Allowed", "Internal Server Error"})
+"""What a framework says that has nothing to say."""
+WORDS: Final[Mapping[int, str]] = {
+    404: "the engine has no such route for this model",
+    405: "the engine's route does not take this method",
+}
+
+
+VALIDATION: Final = re.compile(r"'loc': (\([^)]*\)|'[^']*').*?'msg': (['\"])(.*?)\2")
+"""One complaint in the report of FastAPI's validator, as text."""
+PARTS: Final = re.compile(r"[^\s(),.']+")
 
 
 class EngineErrors:
@@ -49,13 +63,27 @@ def enveloped(status: int, body: bytes) -> tuple[int, bytes]:
         told = json.loads(body)
     except (ValueError, RecursionError):
         told = None
-    if isinstance(told, dict) and isinstance(told.get("error"), dict) and status != HTTPStatus.UNPROCESSABLE_ENTITY:
+    is_enveloped = isinstance(told, dict) and isinstance(told.get("error"), dict)
+    if is_enveloped and status != HTTPStatus.UNPROCESSABLE_ENTITY and not VALIDATION.search(message_of(told)):
         return status, body
     if status == HTTPStatus.UNPROCESSABLE_ENTITY:
         status = HTTPStatus.BAD_REQUEST
     kind = BY_STATUS.get(status, InternalError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else BadRequest)
-    error: ApiError = kind(message_of(told) or f"the engine answered HTTP {status}: its log says why")
+    words = message_of(told) or WORDS.get(status) or f"the engine answered HTTP {status}: its log says why"
+    error: ApiError = kind(tidy(words))
     return int(status), error.body()
+
+
+def tidy(words: str) -> str:
+    """Of a validator's report, what is wrong where; not its Python, nor the files of the machine it ran on."""
+    found = [f"{place_in(place)}: {what}" for place, _, what in VALIDATION.findall(words)]
+    return "; ".join(found) or words
+
+
+def place_in(location: str) -> str:
+    """``('body', 'messages', 0)`` and ``'body.messages'`` as ``messages.0`` and ``messages``."""
+    parts = [part for part in PARTS.findall(location) if part != "body"]
+    return ".".join(parts) or "the body"
 
 
 def message_of(told: Any) -> str:
@@ -66,11 +94,12 @@ def message_of(told: Any) -> str:
     found = inner.get("message") if isinstance(inner, dict) else inner or told.get("message") or told.get("detail")
     if isinstance(found, list):
         return "; ".join(map(complaint_of, found))
-    return found if isinstance(found, str) else ""
+    return found if isinstance(found, str) and found not in EMPTY_WORDS else ""
 
 
 def complaint_of(problem: Any) -> str:
     if not isinstance(problem, dict):
         return str(problem)
-    place = ".".join(str(part) for part in problem.get("loc", ()) if part != "body")
+    parts = problem.get("loc")
+    place = ".".join(str(part) for part in parts if part != "body") if isinstance(parts, list) else ""
     return f"{place}: {problem.get('msg', '')}" if place else str(problem.get("msg", ""))

@@ -6,8 +6,8 @@ from typing import Final
 
 EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 DATA: Final = re.compile(rb"((?:^|[\r\n])data: ?)([^\r\n]*)")
-ENDING: Final = (b'"finish_reason":"', b'"finish_reason": "', b'"usage":{', b'"usage": {', b"response.completed",
-                 b"message_stop")  # fmt: skip
+ENDING: Final = (b'"finish_reason":"', b'"finish_reason": "', b'"usage":{', b'"usage": {', b'"finish_reason":{',
+                 b'"finish_reason": {', b"response.completed", b"message_stop")  # fmt: skip
 """An event that holds none of these is not the last of its stream, and need not wait for the next one."""
 MAX_HELD: Final = 1024 * 1024
 """What does not end within so many bytes is no stream of events that we know: it passes as it is."""
@@ -42,6 +42,8 @@ class LastEvent:
 
     def _take(self, event: bytes) -> bytes:
         """A whole event: what can go before it, and itself where it need not wait."""
+        if not DATA.search(event):
+            return event  # a comment, sent to keep the connection open
         before, self._last = self._last, b""
         if is_done(event):
             return self._changed(before) + event

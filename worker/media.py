@@ -51,6 +51,8 @@ NEVER_LOADED: Final = frozenset(
 NEVER_LOADED_NAMES: Final = frozenset(steps[-1] for steps in NEVER_LOADED)
 MAX_VALUES: Final = 250_000
 """Lists, objects and their members in a body with media; looking through more would hold up everybody else."""
+MAX_MEDIA: Final = 1000
+"""Media in one request: each file among them is looked for on the disk."""
 
 ADDRESS: Final = re.compile(
     r"https?://(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:[/?#][^\s\\\x00-\x1f\x7f]*)?"
@@ -91,9 +93,18 @@ def check_bytes(body: bytes, policy: MediaPolicy) -> None:
     """``check_media`` for a body that is parsed only where it may hold media. Raises BadRequest."""
     if not any(sign in body for sign in TELLTALES):
         return
+    seen = 0
+
+    def keep(pairs: list[tuple[str, Any]]) -> Pairs:
+        nonlocal seen
+        seen += 1 + len(pairs)
+        if seen > MAX_VALUES:
+            raise too_many_values()
+        return Pairs(pairs)
+
     try:
         # As the engines' web framework reads it, but with every key of its objects.
-        parsed = json.loads(body, object_pairs_hook=Pairs)
+        parsed = json.loads(body, object_pairs_hook=keep)
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
     except ValueError as error:
@@ -104,18 +115,25 @@ def check_bytes(body: bytes, policy: MediaPolicy) -> None:
 def check_media(body: Any, policy: MediaPolicy) -> None:
     """Raises BadRequest for an address or a file in a parsed body that ``policy`` does not allow."""
     waiting: list[tuple[Trail, Any, bool]] = [(None, body, False)] if isinstance(body, CONTAINERS) else []
-    seen = 0
+    seen = media = 0
     while waiting:
         trail, value, is_source = waiting.pop()
         if isinstance(value, str):
+            media += 1
+            if media > MAX_MEDIA:
+                raise BadRequest(f"the body has more than {MAX_MEDIA} images, sounds or videos: send fewer at once")
             if why := refusal(value, policy):
                 raise BadRequest(f"{named(trail)}: {why}", param=named(trail))
             continue
         found = list(members(trail, value, is_source))
         seen += len(found)
         if seen > MAX_VALUES:
-            raise BadRequest(f"the body has media among more than {MAX_VALUES} values: send fewer at once")
+            raise too_many_values()
         waiting += found
+
+
+def too_many_values() -> BadRequest:
+    return BadRequest(f"the body has media among more than {MAX_VALUES} values: send fewer at once")
 
 
 def members(trail: Trail, container: Any, is_source: bool) -> Iterator[tuple[Trail, Any, bool]]:
@@ -155,8 +173,10 @@ def named(trail: Trail) -> str:
 def refusal(source: str, policy: MediaPolicy) -> str:
     """Why this is not loaded; "" where nothing speaks against it."""
     scheme = source[:8].lower()
-    if scheme.startswith("data:"):
+    if source.startswith("data:"):
         return refusal_of_data(source)
+    if scheme.startswith("data:"):
+        return "write data: in small letters"  # not every loader knows it otherwise
     if scheme.startswith(("http:", "https:")):
         return refusal_of_address(source, policy.hosts)
     if scheme.startswith(("file:", "/")):
@@ -203,7 +223,7 @@ def refusal_of_file(source: str, folder: str) -> str:
 
 def is_below(path: str, folder: str) -> bool:
     """Whether the file is in ``folder`` when links and ``..`` are resolved. Looks at no file without a folder."""
-    if not folder or not path.startswith("/") or "\0" in path:
+    if not folder or not path.startswith("/") or "\0" in path or len(path) > LONGEST_PATH:
         return False
     return os.path.realpath(path).startswith(folder.rstrip("/") + "/")
 

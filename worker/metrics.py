@@ -29,7 +29,7 @@ class Traffic:
 
     def add_spans(self, spans: Spans | None) -> None:
         """Where an answered request's time went; None where the engine does not tell."""
-        if spans is not None:
+        if spans is not None and spans.prefill_s is not None:
             self.timed += 1
             self.queue_s += spans.queue_s or 0.0
             self.prefill_s += spans.prefill_s or 0.0

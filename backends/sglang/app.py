@@ -85,7 +85,7 @@ class SGLangApp:
 def wants_tools(request: bytes) -> bool:
     """Whether the model may choose a tool; one that must be called needs no parser, its call is forced."""
     asked = object_in(request) if b'"tools"' in request else {}
-    return bool(asked.get("tools")) and asked.get("tool_choice") in (None, "auto")
+    return bool(asked.get("tools")) and asked.get("tool_choice") in (None, "auto", {"type": "auto"})
 
 
 def with_adapter(request: bytes, adapters: Collection[str]) -> bytes:
