@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -13,3 +14,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def anyio_backend() -> str:
     """Async tests (``@pytest.mark.anyio``) run on asyncio."""
     return "asyncio"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Who wants no engines does not wait for what their tests import."""
+    is_engines = collection_path == Path(__file__).with_name("engine")
+    return True if is_engines and config.option.markexpr == "not engine" else None

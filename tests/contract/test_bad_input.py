@@ -67,7 +67,8 @@ def test_an_image_from_elsewhere(ask: Any, url: str) -> None:
 
 
 def test_an_image_of_a_hundred_megabytes(ask: Any, worker: EngineWorker) -> None:
-    body = {"model": MODEL_NAME, **image("data:image/png;base64," + "A" * 100_000_000)}
+    size = 40_000_000 if worker.backend == "fake" else 100_000_000  # more than is taken, and quick
+    body = {"model": MODEL_NAME, **image("data:image/png;base64," + "A" * size)}
     assert "larger than 32 MB" in refused(ask(**body), 413)
     assert "larger than 32 MB" in refused(worker.http.post("/v1/chat/completions", json=body), 413)
 
