@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from backends.inner import Gist, NoAnswer, means_the_same
@@ -15,6 +15,9 @@ STEP_LIMIT_S: Final = 600.0
 """How long an engine may take to give its memory back, or to take it again with all weights read from disk."""
 LEVELS: Final = (1, 2)
 """1: the weights wait in main memory; 2: they are read from disk again. The KV cache is gone at both."""
+
+AWAKE: Final = (WorkerState.READY, WorkerState.DRAINING)
+QUIET: Final = (WorkerState.SLEEPING, WorkerState.DRAINING)
 
 logger = EventLogger("control")
 
@@ -85,35 +88,46 @@ class LifeControl:
             raise BadRequest(f"level {level}: the levels of sleep are {' and '.join(map(str, LEVELS))}", param="level")
         if self._status.state is WorkerState.SLEEPING and level == self._level:
             return
-        self._require("sleep", WorkerState.READY, WorkerState.DRAINING)
+        self._require("sleep", *AWAKE)
         self._engine.check_can_sleep()
-        await self._alone(self._sleep(level, self._status.state, self._status.reason))
+        await self._alone("sleep", AWAKE, lambda: self._sleep(level, self._status.state, self._status.reason))
 
     async def wake(self) -> None:
         """Ready again, from sleep or from a drain. Raises Conflict where neither is, InternalError where it failed."""
         if self._status.state is WorkerState.READY:
             return
-        self._require("wake", WorkerState.SLEEPING, WorkerState.DRAINING)
-        await self._alone(self._wake())
+        self._require("wake", *QUIET)
+        await self._alone("wake", QUIET, self._wake)
 
     def _require(self, step: str, *states: WorkerState) -> None:
+        if self._lock.locked():
+            raise Conflict("the worker is busy with another step: try again when it has ended")
+        self._require_state(step, *states)
+
+    def _require_state(self, step: str, *states: WorkerState) -> None:
         state = self._status.state
         if self._has_ended:
             raise Conflict(f"cannot {step} a worker that stops")
-        if self._lock.locked():
-            raise Conflict("the worker is busy with another step: try again when it has ended")
         if state not in states:
             raise Conflict(f"cannot {step} a worker that is {state}: it must be {' or '.join(states)}")
 
-    async def _alone(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(self._locked(work))
-        # Whoever asked may have gone: what went wrong is in the log, or was answered.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    async def _alone(
+        self, step: str, states: Sequence[WorkerState], work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        await self._lock.acquire()
+        try:
+            self._require_state(step, *states)  # another may have gone first
+            task = asyncio.ensure_future(work())
+        except BaseException:
+            self._lock.release()
+            raise
+        task.add_done_callback(self._end_step)
         await asyncio.shield(task)
 
-    async def _locked(self, work: Coroutine[Any, Any, None]) -> None:
-        async with self._lock:  # which is free: between the look at it and this there is no wait
-            await work
+    def _end_step(self, task: "asyncio.Future[None]") -> None:
+        self._lock.release()
+        if not task.cancelled():
+            task.exception()  # whoever asked may have gone: it is in the log, or was answered
 
     async def _sleep(self, level: int, before: WorkerState, reason: str) -> None:
         self._become(WorkerState.DRAINING, "going to sleep")

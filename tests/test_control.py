@@ -176,6 +176,18 @@ async def test_one_step_at_a_time() -> None:
 
 
 @pytest.mark.anyio
+async def test_two_that_come_at_once_are_not_both_done() -> None:
+    bench = Bench()
+    both = await asyncio.gather(bench.control.sleep(1), bench.control.sleep(2), return_exceptions=True)
+    assert [type(result) for result in both] == [type(None), Conflict]
+    assert (bench.state, bench.engine.level) == (SLEEPING, 1)
+    both = await asyncio.gather(bench.control.wake(), bench.control.wake(), return_exceptions=True)
+    assert [type(result) for result in both] == [type(None), Conflict]
+    assert bench.state is READY
+    assert not bench.lock.locked()
+
+
+@pytest.mark.anyio
 async def test_a_caller_that_goes_away_stops_nothing() -> None:
     bench = Bench()
     bench.engine.gate.clear()
