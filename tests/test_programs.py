@@ -292,6 +292,8 @@ def test_ctrl_c_ends_everything_with_readers_and_streams_open(tmp_path: Path) ->
         assert program.wait() == 0
         assert time.monotonic() - begun < 5 + 1, "the drain limit, and a second for this machine"
         assert not is_running(found["pid"])
+        # A gateway that stops takes no beats: that none come is nothing to judge a worker by.
+        assert "no heartbeat" not in program.output()
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
