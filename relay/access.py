@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from config.settings import ServerSettings
 from utils.common import is_loopback
@@ -55,11 +57,22 @@ class Access:
 
     def _require(self, expected: str | None, headers: Mapping[bytes, bytes], client_host: str, closed: str) -> None:
         if expected is None:
-            if not is_loopback(client_host):
+            if not is_loopback(client_host) or is_foreign_page(headers.get(b"origin", b"")):
                 raise Forbidden(closed)
             return
         if not hmac.compare_digest(hash_of(presented_key(headers)), expected):
             raise Unauthorized("the key is wrong or missing: send it as 'Authorization: Bearer KEY'", headers=CHALLENGE)
+
+
+def is_foreign_page(origin: bytes) -> bool:
+    """Whether a browser asks for a page of another place. It may run on this machine; the page is not to be trusted."""
+    if not origin:
+        return False
+    try:
+        host = urlsplit(origin.decode("latin-1")).hostname or ""
+        return host != "localhost" and not ip_address(host).is_loopback
+    except ValueError:  # another name, or none
+        return True
 
 
 def hash_of(key: str) -> str:

@@ -101,6 +101,16 @@ def test_without_a_key_the_door_is_for_this_machine_alone(door: Door, key: str, 
 
 
 @pytest.mark.parametrize(("door", "key", "setting"), DOORS)
+def test_a_page_of_another_place_is_not_this_machine(door: Door, key: str, setting: str) -> None:
+    for origin in (b"http://localhost:4000", b"http://127.0.0.1", b"https://[::1]:4000"):
+        door(OPEN, {b"origin": origin}, HERE)
+    for origin in (b"http://evil.example", b"http://127.evil.example", b"null", b"http://[", b"http://10.0.0.7"):
+        with pytest.raises(Forbidden, match=setting):
+            door(OPEN, {b"origin": origin}, HERE)
+        door(CLOSED, {**bearer(key), b"origin": origin}, HERE)
+
+
+@pytest.mark.parametrize(("door", "key", "setting"), DOORS)
 def test_with_a_key_the_door_opens_to_whoever_has_it(door: Door, key: str, setting: str) -> None:
     door(CLOSED, bearer(key), AWAY)
     for headers in ({}, bearer("wrong"), bearer(KEY), bearer("")):
