@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # they take seconds to import, which whoever only looks for t
     import openai
     from langchain_openai import ChatOpenAI
 
+pytestmark = pytest.mark.engine  # the fake one too: what is tested takes seconds to import
+
 GREEDY: dict[str, Any] = {"model": MODEL_NAME, "temperature": 0}
 GREEDY_MESSAGE: dict[str, Any] = {"model": MODEL_NAME, "extra_body": {"temperature": 0}}
 """Anthropic's client no longer knows a temperature; the engines do."""
