@@ -75,7 +75,8 @@ class LifeControl:
     async def drain(self) -> None:
         """Take nothing new; what is in flight goes on. ``wake`` takes it back. Raises Conflict."""
         if self._status.state is not WorkerState.DRAINING:
-            self._require("drain", WorkerState.READY, WorkerState.UNHEALTHY)
+            self._require_free()
+            self._require_state("drain", WorkerState.READY, WorkerState.UNHEALTHY)
             self._status.set(WorkerState.DRAINING, "asked to")
 
     async def sleep(self, level: int) -> None:
@@ -88,21 +89,17 @@ class LifeControl:
             raise BadRequest(f"level {level}: the levels of sleep are {' and '.join(map(str, LEVELS))}", param="level")
         if self._status.state is WorkerState.SLEEPING and level == self._level:
             return
-        self._require("sleep", *AWAKE)
-        self._engine.check_can_sleep()
-        await self._alone("sleep", AWAKE, lambda: self._sleep(level, self._status.state, self._status.reason))
+        await self._alone("sleep", AWAKE, lambda: self._sleep(level))
 
     async def wake(self) -> None:
         """Ready again, from sleep or from a drain. Raises Conflict where neither is, InternalError where it failed."""
         if self._status.state is WorkerState.READY:
             return
-        self._require("wake", *QUIET)
         await self._alone("wake", QUIET, self._wake)
 
-    def _require(self, step: str, *states: WorkerState) -> None:
+    def _require_free(self) -> None:
         if self._lock.locked():
             raise Conflict("the worker is busy with another step: try again when it has ended")
-        self._require_state(step, *states)
 
     def _require_state(self, step: str, *states: WorkerState) -> None:
         state = self._status.state
@@ -114,9 +111,10 @@ class LifeControl:
     async def _alone(
         self, step: str, states: Sequence[WorkerState], work: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
+        self._require_free()
         await self._lock.acquire()
         try:
-            self._require_state(step, *states)  # another may have gone first
+            self._require_state(step, *states)
             task = asyncio.ensure_future(work())
         except BaseException:
             self._lock.release()
@@ -129,7 +127,9 @@ class LifeControl:
         if not task.cancelled():
             task.exception()  # whoever asked may have gone: it is in the log, or was answered
 
-    async def _sleep(self, level: int, before: WorkerState, reason: str) -> None:
+    async def _sleep(self, level: int) -> None:
+        self._engine.check_can_sleep()
+        before, reason = self._status.state, self._status.reason
         self._become(WorkerState.DRAINING, "going to sleep")
         try:
             await self._become_idle()

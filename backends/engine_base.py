@@ -11,12 +11,13 @@ from typing import ClassVar, Final
 
 from backends import cpu_shims
 from backends.base import ASGIApp, BaseBackend, Doors, EngineDied, kill_children
+from backends.complaints import one_sentence
 from backends.engine_arguments import check_model_folder, given_options
 from backends.engine_thread import EngineThread
 from backends.status import WorkerStatus
 from config.args import WorkerArguments
 from utils.common import package_version
-from utils.errors import ConfigError, Conflict, IChatError
+from utils.errors import BadRequest, ConfigError, Conflict, IChatError
 
 LOADING_EXIT_S: Final = 15.0
 LOADING_POLL_S: Final = 0.2
@@ -101,6 +102,17 @@ class EngineBackend(BaseBackend):
     @abstractmethod
     def _has_sleep_mode(self) -> bool:
         """Whether the running engine was started with ``sleep_option``."""
+
+    # -- adapters --------------------------------------------------------------------------------------------------
+
+    def _require_lora(self, *, enabled: bool) -> None:
+        """Raises Conflict."""
+        if not enabled:
+            raise Conflict(f"this {self.engine_name} was started without --enable-lora: it takes no adapters")
+
+    def _refusal(self, words: str) -> BadRequest:
+        """Of an adapter, by the engine."""
+        return BadRequest(f"{self.engine_name}: {one_sentence(words)}", param="path")
 
     # -- stop ------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from backends.sglang.arguments import NO_GRAPHS, to_sglang
 from backends.status import EngineFacts, WorkerStatus
 from backends.timing import note_times, times_of_meta_info
 from config.args import WorkerArguments
-from utils.errors import BadRequest, ConfigError, Conflict
+from utils.errors import ConfigError
 from utils.logger import EventLogger
 
 ON_CPU: Final = "SGLANG_USE_CPU_ENGINE"
@@ -265,25 +265,21 @@ class SGLangBackend(EngineBackend):
     async def load_adapter(self, name: str, path: str) -> None:
         from sglang.srt.managers.io_struct import LoadLoRAAdapterReqInput
 
-        manager = self._require_lora()
+        manager = self._engine.tokenizer_manager
+        self._require_lora(enabled=bool(manager.server_args.enable_lora))
         self._require_success(await manager.load_lora_adapter(LoadLoRAAdapterReqInput(lora_name=name, lora_path=path)))
 
     async def unload_adapter(self, name: str) -> None:
         from sglang.srt.managers.io_struct import UnloadLoRAAdapterReqInput
 
-        manager = self._require_lora()
+        manager = self._engine.tokenizer_manager
+        self._require_lora(enabled=bool(manager.server_args.enable_lora))
         self._require_success(await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name)))
         manager.lora_ref_cache.pop(name, None)  # else the next request of this name would load it again
 
-    def _require_lora(self) -> Any:
-        manager = self._engine.tokenizer_manager
-        if not manager.server_args.enable_lora:
-            raise Conflict(f"this {self.engine_name} was started without --enable-lora: it takes no adapters")
-        return manager
-
     def _require_success(self, answer: Any) -> None:
         if not answer.success:
-            raise BadRequest(f"{self.engine_name}: {one_sentence(str(answer.error_message))}", param="path")
+            raise self._refusal(str(answer.error_message))
 
     # -- stop ------------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from backends.vllm.complaints import (
 from backends.vllm.cpu import cpu_defaults
 from config.args import WorkerArguments
 from utils.common import package_version
-from utils.errors import BadRequest, ConfigError, Conflict
+from utils.errors import ConfigError
 from utils.logger import EventLogger
 
 IMPORTS: Final = ("transformers", "vllm", "vllm.engine.arg_utils")
@@ -211,27 +211,23 @@ class VLLMBackend(EngineBackend):
     async def load_adapter(self, name: str, path: str) -> None:
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-        self._require_lora()
+        self._require_lora(enabled=self._client.vllm_config.lora_config is not None)
         request = LoadLoRAAdapterRequest(lora_name=name, lora_path=path)
         self._require_success(await self._models.load_lora_adapter(request))
 
     async def unload_adapter(self, name: str) -> None:
         from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
 
-        self._require_lora()
+        self._require_lora(enabled=self._client.vllm_config.lora_config is not None)
         adapter = self._models.lora_requests.get(name)
         self._require_success(await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
         if adapter is not None:
             await self._client.remove_lora(adapter.lora_int_id)  # the route only forgets its name
 
-    def _require_lora(self) -> None:
-        if self._client.vllm_config.lora_config is None:
-            raise Conflict(f"this {self.engine_name} was started without --enable-lora: it takes no adapters")
-
     def _require_success(self, answer: Any) -> None:
         """vLLM says in words that it went well, and otherwise answers an object."""
         if not isinstance(answer, str):
-            raise BadRequest(f"{self.engine_name}: {one_sentence(answer.error.message)}", param="path")
+            raise self._refusal(answer.error.message)
 
     # -- stop ------------------------------------------------------------------------------------------------------
 

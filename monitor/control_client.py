@@ -43,11 +43,9 @@ class ControlClient:
             )  # fmt: skip
             told = answer.json()
         except httpx.TimeoutException as error:
-            raise WorkerTimeout(
-                f"worker {worker.worker_id} at {address} did not answer: {type(error).__name__}"
-            ) from error
+            raise WorkerTimeout(f"{name} did not answer: {type(error).__name__}") from error
         except httpx.HTTPError as error:
-            raise WorkerBroke(f"worker {worker.worker_id} at {address}: {type(error).__name__}: {error}") from error
+            raise WorkerBroke(f"{name}: {type(error).__name__}: {error}") from error
         except ValueError:
             told = None
         if not isinstance(told, dict):

@@ -79,6 +79,21 @@ class Bench:
     async def _wait_idle(self) -> None:
         await self.idle.wait()
 
+    async def do(self, step: str) -> None:
+        await (self.control.sleep(1) if step == "sleep" else self.control.wake())
+
+    async def go_to_sleep(self) -> "asyncio.Task[None]":
+        """A sleep that is on its way, and waits for the engine's gate."""
+        self.engine.gate.clear()
+        asleep = asyncio.create_task(self.control.sleep(1))
+        await asyncio.sleep(1)
+        return asleep
+
+    def stop(self) -> None:
+        """The worker is asked to end."""
+        self.control.end()
+        self.status.set(WorkerState.STOPPING)
+
     @property
     def state(self) -> WorkerState:
         return self.status.state
@@ -164,9 +179,7 @@ async def test_one_that_does_not_become_idle_stays_awake() -> None:
 @pytest.mark.anyio
 async def test_one_step_at_a_time() -> None:
     bench = Bench()
-    bench.engine.gate.clear()
-    asleep = asyncio.create_task(bench.control.sleep(1))
-    await asyncio.sleep(1)
+    asleep = await bench.go_to_sleep()
     for step in (bench.control.sleep(2), bench.control.wake()):
         with pytest.raises(Conflict, match="another step"):
             await step
@@ -190,9 +203,7 @@ async def test_two_that_come_at_once_are_not_both_done() -> None:
 @pytest.mark.anyio
 async def test_a_caller_that_goes_away_stops_nothing() -> None:
     bench = Bench()
-    bench.engine.gate.clear()
-    asleep = asyncio.create_task(bench.control.sleep(1))
-    await asyncio.sleep(1)
+    asleep = await bench.go_to_sleep()
     asleep.cancel()
     bench.engine.gate.set()
     await asyncio.sleep(1)
@@ -230,7 +241,7 @@ async def test_an_engine_that_does_not_end_a_step_is_given_up(step: str) -> None
         await bench.control.sleep(1)
     bench.engine.gate.clear()
     with pytest.raises(InternalError, match="more than 600 s"):
-        await (bench.control.sleep(1) if step == "sleep" else bench.control.wake())
+        await bench.do(step)
     assert bench.state is FAILED
 
 
@@ -247,11 +258,8 @@ async def test_what_else_changes_the_engine_goes_first() -> None:
 @pytest.mark.anyio
 async def test_a_worker_that_ends_is_not_blamed_for_a_step_that_failed() -> None:
     bench = Bench()
-    bench.engine.gate.clear()
-    asleep = asyncio.create_task(bench.control.sleep(1))
-    await asyncio.sleep(1)
-    bench.control.end()
-    bench.status.set(WorkerState.STOPPING)
+    asleep = await bench.go_to_sleep()
+    bench.stop()
     bench.engine.trouble = RuntimeError("shut down meanwhile")
     bench.engine.gate.set()
     with pytest.raises(InternalError):
@@ -267,7 +275,7 @@ async def test_an_engine_that_fails_at_it_is_given_up(step: str) -> None:
         await bench.control.sleep(1)
     bench.engine.trouble = RuntimeError("out of memory")
     with pytest.raises(InternalError, match="out of memory"):
-        await (bench.control.sleep(1) if step == "sleep" else bench.control.wake())
+        await bench.do(step)
     assert bench.state is FAILED
     assert "out of memory" in str(bench.engine.lost)
 
@@ -285,11 +293,8 @@ async def test_an_engine_that_says_something_else_afterwards_is_given_up() -> No
 @pytest.mark.anyio
 async def test_a_worker_that_ends_is_not_made_ready_again() -> None:
     bench = Bench()
-    bench.engine.gate.clear()
-    asleep = asyncio.create_task(bench.control.sleep(1))
-    await asyncio.sleep(1)
-    bench.control.end()
-    bench.status.set(WorkerState.STOPPING)
+    asleep = await bench.go_to_sleep()
+    bench.stop()
     bench.engine.gate.set()
     await asleep
     assert bench.state is WorkerState.STOPPING

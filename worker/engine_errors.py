@@ -63,13 +63,14 @@ def enveloped(status: int, body: bytes) -> tuple[int, bytes]:
         told = json.loads(body)
     except (ValueError, RecursionError):
         told = None
+    message = message_of(told)
     is_enveloped = isinstance(told, dict) and isinstance(told.get("error"), dict)
-    if is_enveloped and status != HTTPStatus.UNPROCESSABLE_ENTITY and not VALIDATION.search(message_of(told)):
+    if is_enveloped and status != HTTPStatus.UNPROCESSABLE_ENTITY and not VALIDATION.search(message):
         return status, body
     if status == HTTPStatus.UNPROCESSABLE_ENTITY:
         status = HTTPStatus.BAD_REQUEST
     kind = BY_STATUS.get(status, InternalError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else BadRequest)
-    words = message_of(told) or WORDS.get(status) or f"the engine answered HTTP {status}: its log says why"
+    words = message or WORDS.get(status) or f"the engine answered HTTP {status}: its log says why"
     error: ApiError = kind(tidy(words))
     return int(status), error.body()
 

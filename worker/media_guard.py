@@ -1,12 +1,13 @@
 """The engine's app behind a check of every request's body: for media (worker/media.py), and for its size."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from starlette.responses import JSONResponse
 
 from backends.base import ASGIApp
+from utils.asgi import BodyTooLarge, Receive, read_body, replay
 from utils.errors import ApiError, BadRequest, PayloadTooLarge
 from worker.media import MediaPolicy, check_bytes
 
@@ -14,8 +15,6 @@ UPLOADS: Final = "/v1/audio/"
 LARGE: Final = 256 * 1024
 """In bytes: a longer body is looked through in a thread, while others are answered."""
 BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-
-Receive = Callable[[], Awaitable[Any]]
 
 
 class MediaGuard:
@@ -77,7 +76,10 @@ class MediaGuard:
         headers = scope["headers"]
         if any(name == b"content-length" and int(value) > self._max_body for name, value in headers):
             raise body_too_large(self._max_body)
-        body = await self._read(receive)
+        try:
+            body = await read_body(receive, self._max_body)
+        except BodyTooLarge:
+            raise body_too_large(self._max_body) from None
         if body is None:
             return None
         if len(body) > LARGE:
@@ -94,33 +96,6 @@ class MediaGuard:
             if error.param and tuple(self._modalities()) == ("text",):
                 raise BadRequest(f"{error.param}: this model takes text only", param=error.param) from None
             raise
-
-    async def _read(self, receive: Any) -> bytes | None:
-        pieces: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > self._max_body:
-                raise body_too_large(self._max_body)
-            pieces.append(piece)
-            if not message.get("more_body"):
-                return b"".join(pieces)
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """The body at once, then whatever really comes: that the client has gone."""
-    pending = [body]
-
-    async def receive_again() -> Any:
-        if pending:
-            return {"type": "http.request", "body": pending.pop(), "more_body": False}
-        return await receive()
-
-    return receive_again
 
 
 def is_form(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from backends.base import ASGIApp
+from utils.asgi import read_body, replay
 from utils.errors import BadRequest
 
 NO_TOOL_PARSER: Final = (
@@ -47,7 +48,7 @@ class SGLangApp:
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """SGLang knows an adapter as ``MODEL:NAME``, or by a field of its own; a client asks for the model ``NAME``."""
-        request = await read(receive)
+        request = await read_body(receive)
         if request is None:
             return
         if not self._has_tool_parser and wants_tools(request):
@@ -62,7 +63,7 @@ class SGLangApp:
 
     async def _rerank(self, scope: Any, receive: Any, send: Any) -> None:
         """SGLang answers a bare list; Cohere's and Jina's clients, and vLLM, know ``results``."""
-        request = await read(receive)
+        request = await read_body(receive)
         if request is None:
             return
         head: dict[str, Any] = {}
@@ -106,16 +107,6 @@ def object_in(request: bytes) -> dict[str, Any]:
     return asked if isinstance(asked, dict) else {}
 
 
-def replay(body: bytes, receive: Any) -> Any:
-    """A ``receive`` that gives the body that was read already, and then what comes."""
-    replies = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive_again() -> Any:
-        return next(replies, None) or await receive()
-
-    return receive_again
-
-
 def reshape(request: bytes, body: bytes, are_logits: bool) -> bytes:
     """``[{"score", "index", "document"}]`` as ``{"results": [{"index", "relevance_score", "document"}]}``.
 
@@ -141,18 +132,6 @@ def reshape(request: bytes, body: bytes, are_logits: bool) -> bytes:
 def sigmoid(logit: float) -> float:
     """Without an overflow at either end."""
     return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
-
-
-async def read(receive: Any) -> bytes | None:
-    """The whole body; None when the client has gone."""
-    pieces: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(pieces)
 
 
 async def answer(send: Any, status: int, body: bytes) -> None:
