@@ -33,8 +33,10 @@ from monitor.prober import Prober
 from monitor.registry import Worker, WorkerRegistry
 from monitor.system import Gpu, read_gpus
 from relay.access import Access
+from relay.dispatch import Dispatcher
 from relay.door import Door
 from relay.relay import Relay
+from relay.routing import Router
 from relay.upstream import Upstream
 from utils.common import Tasks, bind_socket, is_loopback, package_version, raise_open_files_limit, url_host
 from utils.errors import ConfigError
@@ -63,12 +65,15 @@ class Gateway:
         self._upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
         access = Access(own)
         metrics = RelayMetrics()
-        self._relay = Relay(self.registry, self._upstream, access, metrics, own, settings.routing, rng)
+        router = Router(self.registry, settings.routing, rng)
+        dispatcher = Dispatcher(self.registry, self._upstream, router, metrics, own, rng)
+        self._relay = Relay(access, dispatcher, metrics, own)
+        self._in_flight = router.in_flight
         families = CollectorRegistry()
         families.register(metrics)
-        families.register(WorkersCollector(self.registry.workers, lambda: self._relay.in_flight))
+        families.register(WorkersCollector(self.registry.workers, lambda: self._in_flight))
         control = ControlClient(self._client, token=token)
-        app = create_app(self.registry, access, self._logs, control, families, lambda: self._relay.in_flight)
+        app = create_app(self.registry, access, self._logs, control, families, lambda: self._in_flight)
         self._fleet = Fleet(
             settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, os.environ, rng
         )
@@ -107,7 +112,7 @@ class Gateway:
         limit_s = self._settings.drain_timeout_s
         self._deadline = time.monotonic() + limit_s
         asyncio.get_running_loop().call_later(limit_s * (1 - FLEET_STOP_SHARE), self._relay.cut_flights)
-        logger.info("gateway_draining", limit_s=limit_s, in_flight=self._relay.in_flight)
+        logger.info("gateway_draining", limit_s=limit_s, in_flight=self._in_flight)
         self._logs.close()
         self._server.stop()
 

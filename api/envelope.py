@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.headers import request_id
-from relay.relay import ROUTES
+from relay.routes import ROUTES
 from utils.errors import BY_STATUS, ApiError, BadRequest, InternalError, MethodNotAllowed
 from utils.logger import EventLogger
 

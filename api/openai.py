@@ -7,7 +7,7 @@ from fastapi import APIRouter, FastAPI, Request
 from api.views import model_views
 from monitor.registry import WorkerRegistry
 from relay.access import Access
-from relay.relay import ROUTES
+from relay.routes import ROUTES
 from utils.errors import ModelNotFound
 
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from relay.headers import Header
@@ -23,15 +22,13 @@ class Call:
     another worker can take its place.
     """
 
-    __slots__ = ("_chunked", "_flow", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport",
+    __slots__ = ("_chunked", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport",
                  "disconnected", "expects_continue", "first_byte_at", "headers", "is_full", "is_old_http",
-                 "is_too_large", "keep_alive", "response_complete", "route", "started", "target",
-                 "task")  # fmt: skip
+                 "is_too_large", "keep_alive", "response_complete", "route", "started", "target")  # fmt: skip
 
     def __init__(
         self,
         transport: asyncio.Transport,
-        flow: FlowControl,
         on_end: Callable[[], None],
         route: str,
         target: bytes,
@@ -39,7 +36,6 @@ class Call:
         limit: int,
     ) -> None:
         self._transport = transport
-        self._flow = flow
         self._on_end = on_end
         self._limit = limit
         self.route = route
@@ -49,12 +45,11 @@ class Call:
         self.is_old_http = False  # HTTP/1.0 knows no chunks
         self.expects_continue = False
         self.is_too_large = False
-        self.task: asyncio.Task[None] | None = None
         self.started = False  # the client has got the head of an answer
         self.first_byte_at = 0.0  # time.perf_counter() of that
         self.response_complete = False
         self.disconnected = False
-        self.is_full = False  # the client reads more slowly than it is written to: ``drain`` before pushing more
+        self.is_full = False  # the client reads more slowly than it is written to: hold back what comes
         self._pieces: list[bytes] = []
         self._size = 0
         self._head = b""
@@ -143,10 +138,6 @@ class Call:
     def give_up(self) -> None:
         """The client has not read for too long: to us it has gone."""
         self._transport.abort()
-
-    async def drain(self) -> None:
-        """Returns when there is room again, or nobody left to read."""
-        await self._flow.drain()
 
     def _end(self, *, is_whole: bool) -> None:
         self.response_complete = True

@@ -49,6 +49,9 @@ class Relaying(Protocol):
     def lose(self, call: Call) -> None:
         """Its client has gone, at any time before the answer's end."""
 
+    def make_room(self, call: Call) -> None:
+        """Its client reads again: ``is_full`` is over."""
+
 
 class StopParsing(Exception):
     """Raised in a callback of the parser: what follows on this connection is not for us."""
@@ -101,6 +104,7 @@ class Door(HttpProtocol):
         super().resume_writing()
         if self._call is not None:
             self._call.is_full = False
+            self._relay.make_room(self._call)
 
     def data_received(self, data: bytes) -> None:
         while data and not self._is_deaf:
@@ -173,9 +177,7 @@ class Door(HttpProtocol):
             self._hand_to_app()
             return
         headers, self.headers = self.headers, []  # what a chunked body trails are no headers
-        call = Call(
-            self.transport, self.flow, self.on_response_complete, route, self._target(), headers, self._relay.max_body
-        )
+        call = Call(self.transport, self.on_response_complete, route, self._target(), headers, self._relay.max_body)
         call.is_old_http = self.parser.get_http_version() == "1.0"
         call.expects_continue = self.expect_100_continue and not call.is_old_http
         call.keep_alive = self.parser.should_keep_alive() and not call.is_old_http

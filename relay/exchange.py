@@ -1,19 +1,14 @@
-"""One connection to a worker: HTTP/1.1 parsed in C, streamed with back-pressure, cancelled by closing.
+"""One request to a worker and its answer, told by calls: no task waits for it, and none wakes up for a piece of it."""
 
-This is the relay's hot path. It stands on asyncio protocols and httptools because, measured, a general HTTP client
-costs several times as much CPU per request and per chunk (doc/performance.md).
-"""
-
-import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
-import httptools
+from relay.headers import Header
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""A worker whose status line and headers are longer than this is broken."""
-HIGH_WATER: Final = 256 * 1024
-"""Unread bytes of an answer above which the worker is not read from, so that a slow client costs bounded memory."""
+if TYPE_CHECKING:
+    from relay.connection import Connection
+
+Address = tuple[str, int]
 
 
 class UpstreamError(Exception):
@@ -40,100 +35,107 @@ class WorkerSilent(UpstreamError):
     """Nothing came for ``answer_timeout_s``."""
 
 
-class Sink(Protocol):
-    """Where an answer's body goes."""
+class Reader(Protocol):
+    """Who asked. First comes the head, then the body, of which one piece is the last; or an error, which ends it."""
 
-    is_full: bool
-    """``drain`` before pushing more."""
+    @property
+    def is_full(self) -> bool:
+        """Nothing more is to be passed until ``Exchange.deliver`` is called."""
 
-    def push(self, piece: bytes, last: bool) -> None: ...
+    def take_head(self, exchange: "Exchange") -> None:
+        """``exchange.status`` and ``exchange.headers`` are here."""
+
+    def take(self, piece: bytes, last: bool) -> None: ...
+
+    def take_error(self, error: UpstreamError) -> None: ...
 
     def give_up(self) -> None:
-        """It has had no room for as long as a worker may be silent."""
-
-    async def drain(self) -> None: ...
+        """It has been full for as long as a worker may be silent."""
 
 
 class Exchange:
-    """One request and its answer. After ``Upstream.open``: ``status``, ``headers``, then ``send_to`` for the body."""
+    """What is sent, what has come, and whom it goes to. Made by ``Upstream.open``; ended by ``Upstream.close``."""
 
-    __slots__ = ("_chunks", "_connection", "_is_delivered", "_silent_s", "_sink", "_size", "_waiter", "done", "error",
-                 "headers", "heard", "started", "status")  # fmt: skip
+    __slots__ = ("_chunks", "_is_told", "_on_broken", "_silent_s", "_size", "address", "body", "connection", "done",
+                 "error", "head", "headers", "heard", "is_closed", "reader", "started", "status")  # fmt: skip
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(
+        self,
+        address: Address,
+        head: bytes,
+        body: bytes,
+        reader: Reader,
+        on_broken: Callable[["Exchange", UpstreamError], bool],
+    ) -> None:
+        self.address = address
+        self.head = head
+        self.body = body
+        self.reader = reader
+        self.connection: Connection | None = None
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: list[Header] = []
         self.started = False  # the head of the answer is here
         self.done = False  # the whole answer is here
         self.error: UpstreamError | None = None
         self.heard = True  # something has come since silence was last measured
+        self.is_closed = False
+        self._on_broken = on_broken
         self._silent_s = 0.0
-        self._connection = connection
+        self._is_told = False  # the reader has the head
         self._chunks: list[bytes] = []
         self._size = 0
-        self._sink: Sink | None = None
-        self._is_delivered = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def head(self) -> None:
-        """Waits for status and headers. Raises UpstreamError."""
-        while not self.started:
-            if self.error is not None:
-                raise self.error
-            await self._wait()
-
-    async def send_to(self, sink: Sink) -> None:
-        """The whole body to ``sink``, piece by piece as it comes. Raises UpstreamError if it ends too soon.
-
-        While the sink has room, pieces go to it straight from the socket's callback: no task wakes up for them.
-        """
-        self._sink = sink
-        try:
-            while True:
-                self._flush(sink)
-                if self._is_delivered:
-                    return
-                if self.error is not None:
-                    raise self.error
-                if sink.is_full:
-                    await sink.drain()
-                else:
-                    await self._wait()
-        finally:
-            self._sink = None
-
-    def close(self) -> None:
-        """Give the connection back to the pool if the answer is whole, else cut it."""
-        self._connection.release(self)
 
     @property
     def buffered(self) -> int:
         """Bytes of the body that have come and were not passed on yet."""
         return self._size
 
-    # -- called by the connection ----------------------------------------------------------------------------------
+    def add(self, body: bytes) -> int:
+        """Keep a piece of the body until ``arrive``; how many bytes are kept now."""
+        self._chunks.append(body)
+        self._size += len(body)
+        return self._size
 
     def arrive(self) -> None:
         """Something has come: the head, a part of the body, its end."""
         self.heard = True
-        sink = self._sink
-        if sink is None or sink.is_full:
-            self._wake()
-            return
-        self._flush(sink)
-        if self._is_delivered or sink.is_full:
-            self._wake()
+        if not self._is_told:
+            if not self.started:
+                return
+            self._is_told = True
+            self.reader.take_head(self)
+        self.deliver()
 
-    def add(self, body: bytes) -> bool:
-        """Take a piece of the body; whether the connection should pause."""
-        self._chunks.append(body)
-        self._size += len(body)
-        return self._size > HIGH_WATER
+    def deliver(self) -> None:
+        """Pass on what is here, as far as the reader has room."""
+        reader = self.reader
+        while not self.is_closed and self._is_told and not reader.is_full:
+            chunks = self._chunks
+            if not chunks:
+                if self.done:
+                    reader.take(b"", True)
+                elif self.error is not None:
+                    self._end(self.error)
+                return
+            piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            self._chunks = []
+            self._size = 0
+            connection = self.connection
+            if connection is not None and connection.is_paused:
+                connection.resume()
+            reader.take(piece, self.done)
+            if self.done:
+                return
 
     def fail(self, error: UpstreamError) -> None:
-        if not self.done and self.error is None:
-            self.error = error
-        self._wake()
+        """What has come before is passed on first."""
+        if self.done or self.error is not None or self.is_closed or self._on_broken(self, error):
+            return
+        self.error = error
+        if self._is_told:
+            self.deliver()
+        else:
+            self._end(error)
 
     def measure_silence(self, passed_s: float, limit_s: float) -> None:
         """``passed_s`` have gone by since the last call. A worker that is not read from cannot be heard."""
@@ -144,174 +146,11 @@ class Exchange:
         self._silent_s += passed_s
         if self._silent_s < limit_s:
             return
-        if self._sink is not None and self._sink.is_full:
-            self._sink.give_up()
+        if self._is_told and self.reader.is_full:
+            self.reader.give_up()
         else:
             self.fail(WorkerSilent(f"sent nothing for {limit_s:g} s"))
 
-    def _flush(self, sink: Sink) -> None:
-        chunks = self._chunks
-        if chunks:
-            piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            self._chunks = []
-            self._size = 0
-            self._is_delivered = last = self.done
-            sink.push(piece, last)
-            if self._connection.is_paused:
-                self._connection.resume()
-        elif self.done and not self._is_delivered:
-            self._is_delivered = True
-            sink.push(b"", True)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def _wait(self) -> None:
-        self._waiter = self._connection.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-
-class Connection(asyncio.Protocol):
-    """One TCP connection to a worker, with at most one exchange on it at a time."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_idle: Callable[["Connection"], None]) -> None:
-        self.loop = loop
-        self.idle_since = 0.0
-        self.used = False
-        self.closed = False
-        self._on_idle = on_idle
-        self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self._exchange: Exchange | None = None
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._head_size = 0
-        self._until_close = False
-        self.is_paused = False
-        self._out_of_step = False
-        self._keep_alive = False
-
-    def send(self, head: bytes, body: bytes) -> Exchange:
-        assert self._transport is not None
-        exchange = Exchange(self)
-        if self.closed:
-            exchange.fail(ConnectionBroken("closed the connection"))
-            return exchange
-        self._exchange = exchange
-        self._headers = []
-        self._head_size = 0
-        # One write, one packet for what fits; a large body is not copied for it.
-        if len(body) < HIGH_WATER:
-            self._transport.write(head + body)
-        else:
-            self._transport.write(head)
-            self._transport.write(body)
-        return exchange
-
-    def release(self, exchange: Exchange) -> None:
-        if self._exchange is not exchange:
-            return
-        self._exchange = None
-        reusable = exchange.done and not (self.closed or self._until_close or self._out_of_step)
-        if reusable and self._keep_alive:
-            self.resume()
-            self.used = True
-            self.idle_since = self.loop.time()
-            self._on_idle(self)
-        else:
-            self.abort()
-
-    def abort(self) -> None:
-        self.closed = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    def resume(self) -> None:
-        if self.is_paused and self._transport is not None:
-            self.is_paused = False
-            self._transport.resume_reading()
-
-    # -- asyncio.Protocol ------------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-
-    def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
-        if exchange is None:
-            self.abort()  # a worker that talks without having been asked
-            return
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._break(BadAnswer(f"answered something that is no HTTP/1.1: {error}"))
-            return
-        if not exchange.started:
-            self._head_size += len(data)
-            if self._head_size > MAX_HEAD_BYTES:
-                self._break(BadAnswer(f"sent headers of more than {MAX_HEAD_BYTES} bytes"))
-                return
-        exchange.arrive()
-
-    def eof_received(self) -> bool:
-        if self._until_close and self._exchange is not None and self._exchange.started:
-            self._exchange.done = True
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
-        if self._exchange is not None:
-            self._exchange.fail(ConnectionBroken(f"closed the connection{f' ({exc})' if exc else ''}"))
-
-    def _break(self, error: UpstreamError) -> None:
-        if self._exchange is not None:
-            self._exchange.fail(error)
-        self.abort()
-
-    # -- httptools -------------------------------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        # Bytes after a whole answer belong to no request: they must never become the next one's answer.
-        if self._exchange is not None and self._exchange.done:
-            self._out_of_step = True
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        exchange = self._exchange
-        status = self._parser.get_status_code()
-        if exchange is None or status < 200 or self._out_of_step:
-            self._headers = []  # an interim answer such as 100 Continue: the real one follows
-            return
-        exchange.status = status
-        exchange.headers, self._headers = self._headers, []  # what follows the body are no headers of it
-        exchange.started = True
-        self._until_close = status not in (204, 304) and ends_with_connection(exchange.headers)
-
-    def on_body(self, body: bytes) -> None:
-        exchange = self._exchange
-        if exchange is None or self._out_of_step:
-            return
-        if exchange.add(body) and not self.is_paused and self._transport:
-            self.is_paused = True
-            self._transport.pause_reading()
-
-    def on_message_complete(self) -> None:
-        if self._exchange is not None and self._exchange.started:
-            self._exchange.done = True
-            # To be asked here: the parser has forgotten it when the next call begins.
-            self._keep_alive = self._parser.should_keep_alive()
-
-
-def ends_with_connection(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a body has neither a length nor chunks (RFC 9112, 6.3)."""
-    for name, value in headers:
-        if name == b"content-length":
-            return False
-        if name == b"transfer-encoding":
-            return value.rpartition(b",")[2].strip().lower() != b"chunked"
-    return True
+    def _end(self, error: UpstreamError) -> None:
+        self.is_closed = True
+        self.reader.take_error(error)

@@ -16,8 +16,10 @@ from monitor.heartbeat import Heartbeat
 from monitor.metrics import RelayMetrics
 from monitor.registry import WorkerRegistry
 from relay.access import Access
+from relay.dispatch import Dispatcher
 from relay.door import Door
 from relay.relay import Relay
+from relay.routing import Router
 from relay.upstream import Upstream
 from tests.support import chat_body
 from utils.common import bind_socket
@@ -29,9 +31,12 @@ MODEL = "m"
 class Gate:
     """A relay that listens, and what a test wants to see of it."""
 
-    def __init__(self, port: int, relay: Relay, registry: WorkerRegistry, metrics: CollectorRegistry) -> None:
+    def __init__(
+        self, port: int, relay: Relay, router: Router, registry: WorkerRegistry, metrics: CollectorRegistry
+    ) -> None:
         self.port = port
         self.relay = relay
+        self.router = router
         self.registry = registry
         self.metrics = metrics
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, verify=False)
@@ -70,12 +75,14 @@ async def door(routing: RoutingSettings | None = None, **settings: Any) -> Async
 
     counts = RelayMetrics()
     metrics.register(counts)
-    relay = Relay(registry, upstream, Access(own), counts, own, routing or RoutingSettings(), random.Random(1))
+    rng = random.Random(1)
+    router = Router(registry, routing or RoutingSettings(), rng)
+    relay = Relay(Access(own), Dispatcher(registry, upstream, router, counts, own, rng), counts, own)
     sock = bind_socket("127.0.0.1", 0)
     sock.listen()
     server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, relay))
     serving = asyncio.create_task(server.run_until_stopped())
-    opened = Gate(sock.getsockname()[1], relay, registry, metrics)
+    opened = Gate(sock.getsockname()[1], relay, router, registry, metrics)
     try:
         yield opened
     finally:

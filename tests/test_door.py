@@ -98,7 +98,7 @@ async def test_a_request_that_does_not_wait_for_its_turn_is_not_taken() -> None:
         one.send(request() * 3)
         assert (await one.answer())[0] == 200
         assert await one.rest() == b""
-        assert gate.relay.in_flight == {}
+        assert gate.router.in_flight == {}
         assert b'status="200"} 1.0' in generate_latest(gate.metrics)
 
 
@@ -191,7 +191,7 @@ async def test_a_request_of_two_lengths_is_refused(lengths: bytes) -> None:
     async with open_door(OK) as (gate, one):
         one.send(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n%b\r\n\r\n{}" % (ROUTE, lengths))
         assert (await one.rest()).startswith(b"HTTP/1.1 400 ")
-        assert gate.relay.in_flight == {}
+        assert gate.router.in_flight == {}
 
 
 async def test_a_head_without_end_is_refused() -> None:
@@ -232,7 +232,7 @@ async def test_garbage_behind_a_request_does_not_get_into_its_answer() -> None:
         gate.relay.cut_flights()
         assert b" 400 " not in await one.rest()
         await asyncio.wait_for(worker.closed.wait(), 5)
-        assert gate.relay.in_flight == {}
+        assert gate.router.in_flight == {}
 
 
 async def test_garbage_within_a_body_is_a_400() -> None:
@@ -289,7 +289,7 @@ async def test_a_client_that_stops_reading_is_given_up() -> None:
         gate.add("w", address)
         one.send(request())
         await asyncio.wait_for(worker.closed.wait(), 10)
-        assert gate.relay.in_flight == {}
+        assert gate.router.in_flight == {}
 
 
 async def test_a_crash_is_logged_and_ends_one_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,7 +314,7 @@ async def test_a_client_that_leaves_takes_its_request_off_the_worker() -> None:
         gate.add("w1", address)
         await leave_after_first_byte(gate)
         await asyncio.wait_for(worker.closed.wait(), 5)
-        assert gate.relay.in_flight == {}
+        assert gate.router.in_flight == {}
         assert b'status="499"' in generate_latest(gate.metrics)
 
 
@@ -330,10 +330,10 @@ async def test_a_client_that_leaves_before_the_answer_takes_its_request_off_too(
         gate.add("w1", address)
         asking = asyncio.create_task(gate.chat())
         await reached.wait()
-        assert gate.relay.in_flight == {"w1": 1}
+        assert gate.router.in_flight == {"w1": 1}
         asking.cancel()
         await asyncio.wait_for(worker.closed.wait(), 5)
-        assert gate.relay.in_flight == {}
+        assert gate.router.in_flight == {}
 
 
 async def test_cut_flights_end_with_an_error() -> None:
@@ -342,7 +342,7 @@ async def test_cut_flights_end_with_an_error() -> None:
         gate.add("w1", address)
         asking = asyncio.create_task(gate.chat(stream=True))
         await reached.wait()
-        while not gate.relay.in_flight:
+        while not gate.router.in_flight:
             await asyncio.sleep(0)
         gate.relay.cut_flights()
         answer = await asking
@@ -361,9 +361,9 @@ async def test_requests_go_to_the_replica_with_the_fewest_in_flight() -> None:
         gate.add("one", one)
         gate.add("two", two)
         asking = [asyncio.create_task(gate.chat()) for _ in range(8)]
-        while sum(gate.relay.in_flight.values()) < 8:
+        while sum(gate.router.in_flight.values()) < 8:
             await asyncio.sleep(0)
-        assert gate.relay.in_flight == {"one": 4, "two": 4}
+        assert gate.router.in_flight == {"one": 4, "two": 4}
         release.set()
         assert [(await answer).status_code for answer in asking] == [200] * 8
 

@@ -6,15 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from relay.exchange import (
-    HIGH_WATER,
-    MAX_HEAD_BYTES,
-    BadAnswer,
-    ConnectFailed,
-    ConnectionBroken,
-    Exchange,
-    WorkerSilent,
-)
+from relay.connection import HIGH_WATER, MAX_HEAD_BYTES
+from relay.exchange import BadAnswer, ConnectFailed, ConnectionBroken, Exchange, UpstreamError, WorkerSilent
 from relay.upstream import Upstream
 from tests.scripted import OK, answering, read_request, scripted
 from tests.support import free_port
@@ -24,67 +17,88 @@ pytestmark = pytest.mark.anyio
 HEAD = b"POST /v1/x HTTP/1.1\r\nhost: w\r\ncontent-length: 2\r\n\r\n"
 
 
+class Answer:
+    """A reader that keeps what comes. ``is_full``: it has no room until ``make_room``."""
+
+    def __init__(self, *, is_full: bool = False, is_narrow: bool = False) -> None:
+        self.is_full = is_full
+        self.exchange: Exchange
+        self.pieces: list[bytes] = []
+        self.is_whole = False
+        self.error: UpstreamError | None = None
+        self.has_grown = asyncio.Event()
+        self._is_narrow = is_narrow  # full again after each piece
+        self._has_head, self._has_ended = asyncio.Event(), asyncio.Event()
+
+    def take_head(self, exchange: Exchange) -> None:
+        assert not self._has_head.is_set()
+        self._has_head.set()
+
+    def take(self, piece: bytes, last: bool) -> None:
+        assert self._has_head.is_set()
+        assert not self._has_ended.is_set()
+        self.pieces.append(piece)
+        self.has_grown.set()
+        self.is_full = self._is_narrow
+        if last:
+            self.is_whole = True
+            self._has_ended.set()
+
+    def take_error(self, error: UpstreamError) -> None:
+        assert not self._has_ended.is_set()
+        self.error = error
+        self._has_head.set()
+        self._has_ended.set()
+
+    def give_up(self) -> None:
+        raise AssertionError("nobody is that slow here")
+
+    async def head(self) -> None:
+        await asyncio.wait_for(self._has_head.wait(), 5)
+        if self.error is not None:
+            raise self.error
+
+    async def end(self) -> bytes:
+        """The whole body. Raises UpstreamError."""
+        await asyncio.wait_for(self._has_ended.wait(), 20)
+        if self.error is not None:
+            raise self.error
+        return b"".join(self.pieces)
+
+    async def make_room(self) -> None:
+        while not self._has_ended.is_set():
+            self.is_full = False
+            self.exchange.deliver()
+            await asyncio.sleep(0)
+
+
 @asynccontextmanager
-async def opened(upstream: Upstream, address: tuple[str, int]) -> AsyncIterator[Exchange]:
-    exchange = await upstream.open(address, HEAD, b"{}")
+async def opened(upstream: Upstream, address: tuple[str, int], answer: Answer | None = None) -> AsyncIterator[Answer]:
+    answer = answer or Answer()
+    answer.exchange = upstream.open(address, HEAD, b"{}", answer)
     try:
-        yield exchange
+        yield answer
     finally:
-        upstream.close(exchange)
+        upstream.close(answer.exchange)
+
+
+async def ask(address: tuple[str, int], upstream: Upstream | None = None) -> bytes:
+    async with opened(upstream or new_upstream(), address) as answer:
+        return await answer.end()
 
 
 def new_upstream(answer_timeout_s: float = 5) -> Upstream:
     return Upstream(connect_timeout_s=2, answer_timeout_s=answer_timeout_s)
 
 
-class Pieces:
-    """A sink that has room for everything, or for nothing more until ``drain``."""
-
-    def __init__(self, *, is_full: bool = False) -> None:
-        self.pieces: list[bytes] = []
-        self.is_full = is_full
-        self.is_whole = False
-        self.grew = asyncio.Event()
-
-    def push(self, piece: bytes, last: bool) -> None:
-        assert not self.is_whole
-        self.pieces.append(piece)
-        self.is_whole = last
-        self.grew.set()
-
-    def give_up(self) -> None:
-        raise AssertionError("nobody is that slow here")
-
-    async def drain(self) -> None:
-        await asyncio.sleep(0)
-        self.is_full = False
-
-
-async def read_all(exchange: Exchange) -> bytes:
-    sink = Pieces()
-    await exchange.send_to(sink)
-    assert sink.is_whole
-    return b"".join(sink.pieces)
-
-
-async def first_piece(exchange: Exchange) -> bytes:
-    """Leaves the exchange before its end, as a request does whose client goes away."""
-    sink = Pieces()
-    sending = asyncio.create_task(exchange.send_to(sink))
-    await asyncio.wait_for(sink.grew.wait(), 5)
-    sending.cancel()
-    await asyncio.wait([sending])
-    return sink.pieces[0]
-
-
 async def test_an_answer_is_read_whole_and_its_connection_used_again() -> None:
     upstream = new_upstream()
     async with scripted(answering(OK, OK)) as (worker, address):
         for _ in range(2):
-            async with opened(upstream, address) as exchange:
-                assert exchange.status == 200
-                assert (b"content-length", b"5") in exchange.headers
-                assert await read_all(exchange) == b"hello"
+            async with opened(upstream, address) as answer:
+                assert await answer.end() == b"hello"
+                assert answer.exchange.status == 200
+                assert (b"content-length", b"5") in answer.exchange.headers
         assert worker.connections == 1
     upstream.shutdown()
 
@@ -98,51 +112,47 @@ async def test_a_chunked_answer_comes_piece_by_piece() -> None:
         await go_on.wait()
         writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
 
-    upstream = new_upstream()
-    async with scripted(script) as (_, address), opened(upstream, address) as exchange:
-        sink = Pieces()
-        sending = asyncio.create_task(exchange.send_to(sink))
-        await sink.grew.wait()
-        assert sink.pieces == [b"one"]
+    async with scripted(script) as (_, address), opened(new_upstream(), address) as answer:
+        await asyncio.wait_for(answer.has_grown.wait(), 5)
+        assert answer.pieces == [b"one"]
         go_on.set()
-        await sending
-        assert b"".join(sink.pieces) == b"onetwo"
+        assert await answer.end() == b"onetwo"
 
 
 async def test_a_slow_client_gets_all_of_it_too() -> None:
-    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + b"x" * 300_000
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + b"x" * 300_000
+    slow = Answer(is_full=True, is_narrow=True)
+    async with scripted(answering(whole)) as (_, address), opened(new_upstream(), address, slow) as answer:
+        reading = asyncio.create_task(slow.make_room())
+        assert len(await answer.end()) == 300_000
+        await reading
 
-    class Narrow(Pieces):
-        def push(self, piece: bytes, last: bool) -> None:
-            super().push(piece, last)
-            self.is_full = True
 
-    async with scripted(answering(answer)) as (_, address), opened(new_upstream(), address) as exchange:
-        sink = Narrow(is_full=True)
-        await exchange.send_to(sink)
-        assert len(b"".join(sink.pieces)) == 300_000
+async def test_a_slow_client_gets_what_came_before_a_break() -> None:
+    broken = b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello"
+    slow = Answer(is_full=True)
+    async with scripted(answering(broken)) as (worker, address), opened(new_upstream(), address, slow) as answer:
+        await answer.head()
+        await asyncio.wait_for(worker.closed.wait(), 5)
+        assert answer.pieces == []
+        await slow.make_room()
+        assert answer.pieces == [b"hello"]
+        assert isinstance(answer.error, ConnectionBroken)
 
 
 async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
-    upstream = new_upstream()
-    async with (
-        scripted(answering(b"HTTP/1.1 200 OK\r\n\r\nbody")) as (_, address),
-        opened(upstream, address) as exchange,
-    ):
-        assert await read_all(exchange) == b"body"
+    async with scripted(answering(b"HTTP/1.1 200 OK\r\n\r\nbody")) as (_, address):
+        assert await ask(address) == b"body"
 
 
 async def test_an_interim_answer_is_skipped() -> None:
-    upstream = new_upstream()
-    answer = b"HTTP/1.1 100 Continue\r\n\r\n" + OK
-    async with scripted(answering(answer)) as (_, address), opened(upstream, address) as exchange:
-        assert exchange.status == 200
-        assert await read_all(exchange) == b"hello"
+    async with scripted(answering(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)) as (_, address):
+        assert await ask(address) == b"hello"
 
 
 async def test_a_worker_that_is_not_there_refuses() -> None:
     with pytest.raises(ConnectFailed) as caught:
-        await new_upstream().open(("127.0.0.1", free_port()), HEAD, b"{}")
+        await ask(("127.0.0.1", free_port()))
     assert caught.value.refused
 
 
@@ -150,32 +160,30 @@ async def test_a_pooled_connection_that_the_worker_closed_is_replaced() -> None:
     upstream = new_upstream()
     async with scripted(answering(OK)) as (worker, address):
         for _ in range(3):
-            async with opened(upstream, address) as exchange:
-                assert await read_all(exchange) == b"hello"
+            assert await ask(address, upstream) == b"hello"
         assert worker.connections == 3
 
 
 async def test_a_connection_closed_before_the_answer_is_broken() -> None:
     async with scripted(answering(b"")) as (_, address):
         with pytest.raises(ConnectionBroken):
-            await new_upstream().open(address, HEAD, b"{}")
+            await ask(address)
 
 
 async def test_a_connection_closed_within_the_answer_is_broken() -> None:
-    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello"
-    async with scripted(answering(answer)) as (_, address), opened(new_upstream(), address) as exchange:
-        sink = Pieces()
+    broken = b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello"
+    async with scripted(answering(broken)) as (_, address), opened(new_upstream(), address) as answer:
         with pytest.raises(ConnectionBroken):
-            await exchange.send_to(sink)
-        assert b"".join(sink.pieces) == b"hello"
-        assert not sink.is_whole
+            await answer.end()
+        assert b"".join(answer.pieces) == b"hello"
+        assert not answer.is_whole
 
 
 @pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\x00\x01\x02\x03" * 10])
 async def test_what_is_no_http_is_a_bad_answer(garbage: bytes) -> None:
     async with scripted(answering(garbage)) as (_, address):
         with pytest.raises(BadAnswer):
-            await new_upstream().open(address, HEAD, b"{}")
+            await ask(address)
 
 
 async def test_endless_headers_are_cut_off() -> None:
@@ -188,7 +196,7 @@ async def test_endless_headers_are_cut_off() -> None:
 
     async with scripted(script) as (_, address):
         with pytest.raises(BadAnswer, match=str(MAX_HEAD_BYTES)):
-            await new_upstream().open(address, HEAD, b"{}")
+            await ask(address)
 
 
 async def test_a_worker_that_says_nothing_is_given_up() -> None:
@@ -198,7 +206,7 @@ async def test_a_worker_that_says_nothing_is_given_up() -> None:
 
     async with scripted(script) as (worker, address):
         with pytest.raises(WorkerSilent):
-            await new_upstream(answer_timeout_s=0.05).open(address, HEAD, b"{}")
+            await ask(address, new_upstream(answer_timeout_s=0.05))
         await asyncio.wait_for(worker.closed.wait(), 5)
 
 
@@ -208,14 +216,14 @@ async def test_closing_an_exchange_before_its_end_closes_the_connection() -> Non
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
         await reader.read()
 
-    upstream = new_upstream()
     async with scripted(script) as (worker, address):
-        async with opened(upstream, address) as exchange:
-            assert await first_piece(exchange) == b"one"
+        async with opened(new_upstream(), address) as answer:
+            await asyncio.wait_for(answer.has_grown.wait(), 5)
         await asyncio.wait_for(worker.closed.wait(), 5)
+        assert answer.error is None
 
 
-async def test_cancelling_while_the_worker_thinks_closes_the_connection() -> None:
+async def test_closing_while_the_worker_thinks_closes_the_connection() -> None:
     asked = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -224,11 +232,19 @@ async def test_cancelling_while_the_worker_thinks_closes_the_connection() -> Non
         await reader.read()
 
     async with scripted(script) as (worker, address):
-        task = asyncio.create_task(new_upstream().open(address, HEAD, b"{}"))
-        await asked.wait()
-        task.cancel()
+        async with opened(new_upstream(), address) as answer:
+            await asked.wait()
         await asyncio.wait_for(worker.closed.wait(), 5)
-        assert (await asyncio.gather(task, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+        assert answer.error is None
+
+
+async def test_closing_while_connecting_sends_nothing() -> None:
+    upstream = new_upstream()
+    async with scripted(answering(OK)) as (worker, address):
+        async with opened(upstream, address):
+            pass
+        assert await ask(address, upstream) == b"hello"
+        assert worker.connections == 1
 
 
 async def test_an_unread_answer_is_held_back_at_the_worker() -> None:
@@ -245,15 +261,16 @@ async def test_an_unread_answer_is_held_back_at_the_worker() -> None:
             await writer.drain()
             sent += 65536
 
-    upstream = new_upstream()
-    async with scripted(script) as (_, address), opened(upstream, address) as exchange:
+    slow = Answer(is_full=True)
+    async with scripted(script) as (_, address), opened(new_upstream(), address, slow) as answer:
         stalled, last = 0, -1
         while stalled < 50:  # until nothing moves any more
             await asyncio.sleep(0.002)
             stalled, last = (stalled + 1, last) if sent == last else (0, sent)
         assert sent < size
-        assert exchange.buffered <= HIGH_WATER + 1024 * 1024
-        assert len(await read_all(exchange)) == size
+        assert answer.exchange.buffered <= HIGH_WATER + 1024 * 1024
+        await slow.make_room()
+        assert len(await answer.end()) == size
 
 
 async def test_a_worker_that_talks_unasked_loses_its_connection() -> None:
@@ -266,9 +283,7 @@ async def test_a_worker_that_talks_unasked_loses_its_connection() -> None:
 
     upstream = new_upstream()
     async with scripted(script) as (worker, address):
-        async with opened(upstream, address) as exchange:
-            assert await read_all(exchange) == b"hello"
+        assert await ask(address, upstream) == b"hello"
         await asyncio.wait_for(worker.closed.wait(), 5)
-        async with opened(upstream, address) as exchange:
-            assert await read_all(exchange) == b"hello"
+        assert await ask(address, upstream) == b"hello"
         assert worker.connections == 2

@@ -1,0 +1,163 @@
+"""One connection to a worker: HTTP/1.1 parsed in C, with back-pressure, cancelled by closing.
+
+This is the relay's hot path. It stands on asyncio protocols and httptools because, measured, a general HTTP client
+costs several times as much CPU per request and per chunk (doc/performance.md).
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+import httptools
+
+from relay.exchange import BadAnswer, ConnectionBroken, Exchange, UpstreamError
+from relay.headers import Header
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""A worker whose status line and headers are longer than this is broken."""
+HIGH_WATER: Final = 256 * 1024
+"""Unread bytes of an answer above which the worker is not read from, so that a slow client costs bounded memory."""
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection to a worker, with at most one exchange on it at a time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_idle: Callable[["Connection"], None]) -> None:
+        self.loop = loop
+        self.idle_since = 0.0
+        self.used = False
+        self.closed = False
+        self.is_paused = False
+        self._on_idle = on_idle
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._exchange: Exchange | None = None
+        self._headers: list[Header] = []
+        self._head_size = 0
+        self._until_close = False
+        self._out_of_step = False
+        self._keep_alive = False
+
+    def send(self, exchange: Exchange) -> None:
+        """Ask; what comes back goes to the exchange."""
+        assert self._transport is not None
+        exchange.connection = self
+        self._exchange = exchange
+        self._headers = []
+        self._head_size = 0
+        if self.closed:
+            exchange.fail(ConnectionBroken("closed the connection"))
+            return
+        # One write, one packet for what fits; a large body is not copied for it.
+        if len(exchange.body) < HIGH_WATER:
+            self._transport.write(exchange.head + exchange.body)
+        else:
+            self._transport.write(exchange.head)
+            self._transport.write(exchange.body)
+
+    def release(self, exchange: Exchange) -> None:
+        """The exchange has ended: this connection is free for another if the answer was whole, else it is cut."""
+        if self._exchange is not exchange:
+            return
+        self._exchange = None
+        reusable = exchange.done and not (self.closed or self._until_close or self._out_of_step)
+        if reusable and self._keep_alive:
+            self.resume()
+            self.used = True
+            self.idle_since = self.loop.time()
+            self._on_idle(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def resume(self) -> None:
+        if self.is_paused and self._transport is not None:
+            self.is_paused = False
+            self._transport.resume_reading()
+
+    # -- asyncio.Protocol ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            self.abort()  # a worker that talks without having been asked
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._break(BadAnswer(f"answered something that is no HTTP/1.1: {error}"))
+            return
+        if not exchange.started:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD_BYTES:
+                self._break(BadAnswer(f"sent headers of more than {MAX_HEAD_BYTES} bytes"))
+                return
+        exchange.arrive()
+
+    def eof_received(self) -> bool:
+        if self._until_close and self._exchange is not None and self._exchange.started:
+            self._exchange.done = True
+            self._exchange.arrive()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self._exchange is not None:
+            self._exchange.fail(ConnectionBroken(f"closed the connection{f' ({exc})' if exc else ''}"))
+
+    def _break(self, error: UpstreamError) -> None:
+        self.abort()
+        if self._exchange is not None:
+            self._exchange.fail(error)
+
+    # -- httptools -------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        # Bytes after a whole answer belong to no request: they must never become the next one's answer.
+        if self._exchange is not None and self._exchange.done:
+            self._out_of_step = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        exchange = self._exchange
+        status = self._parser.get_status_code()
+        if exchange is None or status < 200 or self._out_of_step:
+            self._headers = []  # an interim answer such as 100 Continue: the real one follows
+            return
+        exchange.status = status
+        exchange.headers, self._headers = self._headers, []  # what follows the body are no headers of it
+        exchange.started = True
+        self._until_close = status not in (204, 304) and ends_with_connection(exchange.headers)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None or self._out_of_step:
+            return
+        if exchange.add(body) > HIGH_WATER and not self.is_paused and self._transport:
+            self.is_paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._exchange is not None and self._exchange.started:
+            self._exchange.done = True
+            # To be asked here: the parser has forgotten it when the next call begins.
+            self._keep_alive = self._parser.should_keep_alive()
+
+
+def ends_with_connection(headers: list[Header]) -> bool:
+    """Whether a body has neither a length nor chunks (RFC 9112, 6.3)."""
+    for name, value in headers:
+        if name == b"content-length":
+            return False
+        if name == b"transfer-encoding":
+            return value.rpartition(b",")[2].strip().lower() != b"chunked"
+    return True

@@ -1,0 +1,140 @@
+"""Dispatcher: asks a replica for a flight's answer, and another one where that may be."""
+
+import asyncio
+import random
+from typing import Final
+
+from config.settings import ServerSettings
+from monitor.metrics import RelayMetrics
+from monitor.registry import Replica, WorkerRegistry
+from relay.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
+from relay.flight import Flight
+from relay.headers import Header, answer_headers, request_head, to_worker
+from relay.routing import Router
+from relay.upstream import Upstream
+from relay.words import describe_workers, no_replica_ready, worker_error
+from utils.errors import ApiError
+from utils.logger import EventLogger
+
+WORKER_STATE_HEADER: Final = b"x-ichat-worker-state"
+"""An iChat worker's door says with it that the answer is its own, not the engine's: it takes nothing now."""
+NO_RETRY_HEADER: Final = b"x-ichat-no-retry"
+BACK_OFF_S: Final = 0.05
+"""Before the second attempt at most; twice as long before each further one. Jittered, down to nothing."""
+
+logger = EventLogger("relay")
+
+
+class Dispatcher:
+    """What may be tried again, and how often, is in doc/reliability.md."""
+
+    def __init__(
+        self,
+        registry: WorkerRegistry,
+        upstream: Upstream,
+        router: Router,
+        metrics: RelayMetrics,
+        settings: ServerSettings,
+        rng: random.Random,
+    ) -> None:
+        self._registry = registry
+        self._upstream = upstream
+        self._router = router
+        self._metrics = metrics
+        self._max_attempts = settings.max_attempts
+        self._rng = rng
+
+    def dispatch(self, flight: Flight) -> None:
+        """Ask the next replica. Raises ApiError when there is none."""
+        replicas = self._router.replicas(flight.model, flight.call.route)
+        replica = self._router.choose(flight, replicas)
+        if replica is None:
+            raise flight.last_error or no_replica_ready(flight.model, describe_workers(self._registry, flight.model))
+        flight.pilot = self
+        flight.attempts += 1
+        flight.worker = replica.worker_id
+        flight.replica = replica
+        self._router.take_off(replica)
+        call, address = flight.call, (replica.host, replica.port)
+        headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
+        head = request_head(call.target, address, headers, flight.id, len(flight.body))
+        flight.exchange = self._upstream.open(address, head, flight.body, flight)
+
+    def land(self, flight: Flight) -> None:
+        """It has no business at a worker any more: the end of an answer, or of an attempt."""
+        exchange, flight.exchange = flight.exchange, None
+        if exchange is not None:
+            self._upstream.close(exchange)
+        replica, flight.replica = flight.replica, None
+        if replica is not None:
+            self._router.land(replica)
+
+    # -- what the worker answers -----------------------------------------------------------------------------------
+
+    def take_head(self, flight: Flight, exchange: Exchange) -> None:
+        if exchange.status >= 500 and self._goes_elsewhere(flight, exchange):
+            return
+        flight.status = exchange.status
+        flight.is_event_stream = is_event_stream(exchange.headers)
+        flight.call.start(exchange.status, answer_headers(exchange.headers, flight.answer_headers()))
+
+    def _goes_elsewhere(self, flight: Flight, exchange: Exchange) -> bool:
+        """Whether another replica is asked instead of passing on this one's error."""
+        assert flight.replica is not None
+        if exchange.status != 503 or not (state := turned_away(exchange.headers)):
+            return False
+        flight.last_error = no_replica_ready(flight.model, f"{flight.worker} is {state}")
+        self._try_another(flight)
+        return True
+
+    def take_error(self, flight: Flight, error: UpstreamError) -> None:
+        replica = flight.replica
+        assert replica is not None
+        self._note_failure(flight, replica, error)
+        flight.last_error = worker_error(replica, error)
+        was_sent = not isinstance(error, ConnectFailed)
+        if flight.call.started or isinstance(error, WorkerSilent) or (was_sent and NO_RETRY_HEADER in flight.headers):
+            self.land(flight)
+            flight.owner.fail(flight, flight.last_error)
+        else:
+            self._try_another(flight)
+
+    def _note_failure(self, flight: Flight, replica: Replica, error: UpstreamError) -> None:
+        if isinstance(error, ConnectFailed):
+            self._upstream.forget((replica.host, replica.port))
+            self._registry.mark_unreachable(replica.worker_id, f"{replica.host}:{replica.port} {error}")
+        self._metrics.worker_error(replica.worker_id, type(error).__name__)
+        logger.warning(
+            "worker_failed", request_id=flight.id.decode(), worker_id=replica.worker_id, attempt=flight.attempts,
+            started=flight.call.started, error=str(error),
+        )  # fmt: skip
+
+    def _try_another(self, flight: Flight) -> None:
+        """After a while that keeps many requests of a dead replica from arriving at the next one all at once."""
+        assert flight.last_error is not None
+        flight.tried.append(flight.worker)
+        self.land(flight)
+        if flight.attempts >= self._max_attempts:
+            flight.owner.fail(flight, flight.last_error)
+            return
+        delay_s = self._rng.random() * BACK_OFF_S * 2 ** (flight.attempts - 1)
+        timer = asyncio.get_running_loop().call_later(delay_s, self._dispatch_again, flight)
+        flight.cancel_wait = timer.cancel
+
+    def _dispatch_again(self, flight: Flight) -> None:
+        flight.cancel_wait = None
+        try:
+            self.dispatch(flight)
+        except ApiError as error:
+            flight.owner.fail(flight, error)
+        except Exception as error:
+            flight.owner.crash(flight, error)
+
+
+def turned_away(headers: list[Header]) -> str:
+    """The state of an iChat worker that took the request at its door only to say no; "" for an engine's answer."""
+    return next((value.decode("latin-1") for name, value in headers if name == WORKER_STATE_HEADER), "")
+
+
+def is_event_stream(headers: list[Header]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)

@@ -1,0 +1,55 @@
+"""The relay's errors: what a client reads when no worker could answer, and what it can do about it."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from config.states import WorkerState
+from monitor.registry import Replica, Worker, WorkerRegistry
+from relay.exchange import BadAnswer, UpstreamError, WorkerSilent
+from relay.routes import TASKS
+from utils.errors import ApiError, BadRequest, NoReplicaReady, WorkerBroke, WorkerTimeout
+
+RETRY_AFTER_S: Final = 2
+
+
+def task_refused(model: str, route: str, replicas: Sequence[Replica]) -> BadRequest:
+    """No replica's engine does what the route is for; says which routes there are instead."""
+    routes = [path for path, wanted in TASKS.items() if any(replica.can(wanted) for replica in replicas)]
+    tasks = sorted({task for replica in replicas for task in replica.tasks})
+    instead = f"ask {' or '.join(routes)}" if routes else "ask another model"
+    return BadRequest(
+        f"{model} is not made for {route}: it can {', '.join(tasks)}; {instead}", code="unsupported_task", param="model"
+    )
+
+
+def stopping() -> NoReplicaReady:
+    return NoReplicaReady("the gateway is stopping: try again", retry_after_s=RETRY_AFTER_S)
+
+
+def no_replica_ready(model: str, detail: str) -> NoReplicaReady:
+    return NoReplicaReady(
+        f"no replica of {model} is ready: {detail}. Try again later, or see GET /v1/admin/workers",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def describe_workers(registry: WorkerRegistry, model: str) -> str:
+    """The states of a model's workers, for the one who wonders why none is ready."""
+    states = [describe_worker(worker) for worker in registry.workers() if model in worker.beat.names]
+    return ", ".join(states[:5]) or "its workers have gone"
+
+
+def describe_worker(worker: Worker) -> str:
+    if worker.state is WorkerState.SLEEPING:
+        return f"{worker.id} is sleeping (POST /v1/admin/workers/{worker.id}/wake wakes it)"
+    why = worker.reason[:200] if worker.state is WorkerState.FAILED else ""
+    return f"{worker.id} is {worker.state}{f' ({why})' if why else ''}"
+
+
+def worker_error(replica: Replica, error: UpstreamError) -> ApiError:
+    """A hop's error, with the hop's name."""
+    where = f"worker {replica.worker_id} ({replica.host}:{replica.port})"
+    if isinstance(error, WorkerSilent):
+        return WorkerTimeout(f"{where} {error}", code="worker_timeout")
+    code = "bad_worker_answer" if isinstance(error, BadAnswer) else "worker_broke"
+    return WorkerBroke(f"{where} {error}; try again", code=code)
