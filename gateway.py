@@ -33,6 +33,7 @@ from monitor.prober import Prober
 from monitor.registry import Worker, WorkerRegistry
 from monitor.system import Gpu, read_gpus
 from relay.access import Access
+from relay.breaker import Breakers
 from relay.dispatch import Dispatcher
 from relay.door import Door
 from relay.relay import Relay
@@ -65,8 +66,9 @@ class Gateway:
         self._upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
         access = Access(own)
         metrics = RelayMetrics()
-        router = Router(self.registry, settings.routing, rng)
-        dispatcher = Dispatcher(self.registry, self._upstream, router, metrics, own, rng)
+        breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
+        router = Router(self.registry, settings.routing, breakers, rng, socket.gethostname())
+        dispatcher = Dispatcher(self.registry, self._upstream, router, breakers, metrics, own, rng)
         self._relay = Relay(access, dispatcher, metrics, own)
         self._in_flight = router.in_flight
         families = CollectorRegistry()

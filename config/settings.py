@@ -91,6 +91,8 @@ class ServerSettings(Frozen):
     connect_timeout_s: Seconds = 5
     answer_timeout_s: Seconds = 600
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    circuit_threshold: Annotated[int, Field(ge=1)] = 3
+    circuit_cooldown_s: Seconds = 5
     drain_timeout_s: Seconds = 30
     probe_interval_s: Annotated[float, Field(ge=0.1)] = 1
     forget_after_s: Seconds = 300
@@ -187,7 +189,7 @@ class Engine(Frozen):
         return absolute(value) if "/" in value else value
 
 
-PolicyName = Literal["least_load", "power_of_two", "round_robin", "random", "session"]
+PolicyName = Literal["cache_aware", "least_load", "power_of_two", "round_robin", "random", "session"]
 
 
 class ModelRouting(Frozen):
@@ -197,10 +199,17 @@ class ModelRouting(Frozen):
 
 
 class RoutingSettings(Frozen):
-    """How a replica is chosen (relay/policy.py), for all models, and for some by name."""
+    """How a replica is chosen (relay/policy.py), for all models, and for some by name.
 
-    policy: PolicyName = "least_load"
+    ``weights``: by worker id, 1 for others. ``local_first``: the gateway's own host before others.
+    ``keep_decisions``: of each model, for the admin API.
+    """
+
+    policy: PolicyName = "cache_aware"
     models: dict[Name, ModelRouting] = {}
+    weights: dict[WorkerId, Annotated[float, Field(gt=0, le=1000)]] = {}
+    local_first: bool = False
+    keep_decisions: Annotated[int, Field(ge=0, le=10000)] = 50
 
     @property
     def by_model(self) -> dict[str, PolicyName]:

@@ -28,6 +28,9 @@ class Replica:
     port: int
     tasks: tuple[str, ...] = ()
     """What its engine does, in vLLM's words; () for a worker that did not say."""
+    capacity: int | None = None
+    """Requests that its engine takes at a time; None: it did not say."""
+    node: str = ""
 
     def can(self, tasks: Iterable[str]) -> bool:
         """Whether it does one of ``tasks``."""
@@ -70,7 +73,8 @@ class Worker:
 
     @property
     def replica(self) -> Replica:
-        return Replica(self.id, self.beat.host, self.beat.port, self.beat.tasks)
+        beat = self.beat
+        return Replica(self.id, beat.host, beat.port, beat.tasks, beat.capacity, beat.node)
 
 
 Listener = Callable[[str, Worker | None, Worker | None], None]

@@ -2,17 +2,20 @@
 
 import asyncio
 import random
+import time
 from typing import Final
 
 from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
+from relay.breaker import Breakers
 from relay.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.flight import Flight
 from relay.headers import Header, answer_headers, request_head, to_worker
 from relay.routing import Router
 from relay.upstream import Upstream
-from relay.words import describe_workers, no_replica_ready, worker_error
+from relay.usage import usage_of
+from relay.words import describe_workers, no_replica_ready, worker_error, worker_status
 from utils.errors import ApiError
 from utils.logger import EventLogger
 
@@ -33,6 +36,7 @@ class Dispatcher:
         registry: WorkerRegistry,
         upstream: Upstream,
         router: Router,
+        breakers: Breakers,
         metrics: RelayMetrics,
         settings: ServerSettings,
         rng: random.Random,
@@ -40,6 +44,7 @@ class Dispatcher:
         self._registry = registry
         self._upstream = upstream
         self._router = router
+        self._breakers = breakers
         self._metrics = metrics
         self._max_attempts = settings.max_attempts
         self._rng = rng
@@ -53,8 +58,6 @@ class Dispatcher:
         flight.pilot = self
         flight.attempts += 1
         flight.worker = replica.worker_id
-        flight.replica = replica
-        self._router.take_off(replica)
         call, address = flight.call, (replica.host, replica.port)
         headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
         head = request_head(call.target, address, headers, flight.id, len(flight.body))
@@ -65,31 +68,49 @@ class Dispatcher:
         exchange, flight.exchange = flight.exchange, None
         if exchange is not None:
             self._upstream.close(exchange)
-        replica, flight.replica = flight.replica, None
-        if replica is not None:
-            self._router.land(replica)
+        placing, flight.placing = flight.placing, None
+        if placing is not None:
+            self._router.land(placing)
+            if placing.cached and flight.last:
+                self._router.learn(flight, placing, usage_of(flight.before_last, flight.last))
 
     # -- what the worker answers -----------------------------------------------------------------------------------
 
     def take_head(self, flight: Flight, exchange: Exchange) -> None:
-        if exchange.status >= 500 and self._goes_elsewhere(flight, exchange):
-            return
+        placing = flight.placing
+        assert placing is not None
+        if exchange.status >= 500:
+            if self._goes_elsewhere(flight, exchange, placing.replica):
+                return
+        else:
+            self._breakers.succeeded(flight.worker)
+        self._router.has_begun(placing)
         flight.status = exchange.status
         flight.is_event_stream = is_event_stream(exchange.headers)
         flight.call.start(exchange.status, answer_headers(exchange.headers, flight.answer_headers()))
 
-    def _goes_elsewhere(self, flight: Flight, exchange: Exchange) -> bool:
-        """Whether another replica is asked instead of passing on this one's error."""
-        assert flight.replica is not None
-        if exchange.status != 503 or not (state := turned_away(exchange.headers)):
+    def _goes_elsewhere(self, flight: Flight, exchange: Exchange, replica: Replica) -> bool:
+        """Whether another replica is asked instead of passing on this one's 5xx."""
+        if state := turned_away(exchange.headers):
+            flight.last_error = no_replica_ready(flight.model, f"{flight.worker} is {state}")
+            self._try_another(flight)
+            return True
+        self._fail_circuit(replica)
+        if NO_RETRY_HEADER in flight.headers or not self._has_another(flight):
             return False
-        flight.last_error = no_replica_ready(flight.model, f"{flight.worker} is {state}")
+        self._metrics.worker_error(replica.worker_id, f"status {exchange.status}")
+        flight.last_error = worker_status(replica, exchange.status)
         self._try_another(flight)
         return True
 
+    def _has_another(self, flight: Flight) -> bool:
+        tried = {*flight.tried, flight.worker}
+        others = self._router.replicas(flight.model, flight.call.route)
+        return flight.attempts < self._max_attempts and any(each.worker_id not in tried for each in others)
+
     def take_error(self, flight: Flight, error: UpstreamError) -> None:
-        replica = flight.replica
-        assert replica is not None
+        assert flight.placing is not None
+        replica = flight.placing.replica
         self._note_failure(flight, replica, error)
         flight.last_error = worker_error(replica, error)
         was_sent = not isinstance(error, ConnectFailed)
@@ -103,11 +124,16 @@ class Dispatcher:
         if isinstance(error, ConnectFailed):
             self._upstream.forget((replica.host, replica.port))
             self._registry.mark_unreachable(replica.worker_id, f"{replica.host}:{replica.port} {error}")
+        self._fail_circuit(replica)
         self._metrics.worker_error(replica.worker_id, type(error).__name__)
         logger.warning(
             "worker_failed", request_id=flight.id.decode(), worker_id=replica.worker_id, attempt=flight.attempts,
             started=flight.call.started, error=str(error),
         )  # fmt: skip
+
+    def _fail_circuit(self, replica: Replica) -> None:
+        if self._breakers.failed(replica.worker_id, time.monotonic()):
+            logger.warning("circuit_opened", worker_id=replica.worker_id)
 
     def _try_another(self, flight: Flight) -> None:
         """After a while that keeps many requests of a dead replica from arriving at the next one all at once."""

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from monitor.registry import Replica
 from relay.call import Call
 from relay.exchange import Exchange, UpstreamError
 from relay.headers import Header, request_id
 from utils.errors import ApiError
 from utils.logger import EventLogger
+
+if TYPE_CHECKING:
+    from relay.routing import Placing
 
 logger = EventLogger("relay")
 
@@ -41,9 +43,9 @@ class Flight:
     It reads the worker's answer (``Reader``): pieces of the body go straight on to the client.
     """
 
-    __slots__ = ("arrived", "attempts", "body", "call", "cancel_wait", "exchange", "headers", "id", "is_event_stream",
-                 "last_error", "model", "owner", "pilot", "replica", "session", "status", "tried",
-                 "worker")  # fmt: skip
+    __slots__ = ("arrived", "attempts", "before_last", "body", "call", "cancel_wait", "decision", "exchange", "headers",
+                 "id", "is_event_stream", "last", "last_error", "model", "owner", "pilot", "placing", "prompt", "session",
+                 "status", "tried", "worker")  # fmt: skip
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
@@ -55,23 +57,29 @@ class Flight:
         self.body = b""
         self.model = ""
         self.session = b""
+        self.prompt = b""  # what the engine makes its prompt of, as written
         self.worker = ""
-        self.replica: Replica | None = None  # where it is in flight
+        self.placing: Placing | None = None  # where it is in flight
+        self.decision = b""  # why it is there, if the client wants to know
         self.exchange: Exchange | None = None
         self.attempts = 0
         self.tried: list[str] = []  # workers that it failed at
         self.last_error: ApiError | None = None
         self.status = 0
         self.is_event_stream = False
+        self.before_last = self.last = b""  # pieces of the answer
         self.cancel_wait: Callable[[], None] | None = None  # ends what it waits for, if that is no worker
 
     def answer_headers(self) -> list[Header]:
-        return [
+        headers = [
             (b"x-request-id", self.id),
             (b"x-ichat-worker", self.worker.encode() or b"none"),
             (b"x-ichat-attempts", b"%d" % self.attempts),
             (b"x-ichat-queue-ms", b"0"),
         ]
+        if self.decision:
+            headers.append((b"x-ichat-decision", self.decision))
+        return headers
 
     # -- what comes from the worker --------------------------------------------------------------------------------
 
@@ -88,6 +96,8 @@ class Flight:
     def take(self, piece: bytes, last: bool) -> None:
         try:
             self.call.push(piece, last)
+            if piece:
+                self.before_last, self.last = self.last, piece
             if last:
                 self.owner.end(self)
         except Exception as error:

@@ -9,7 +9,7 @@ from relay.access import Access
 from relay.call import Call
 from relay.dispatch import Dispatcher
 from relay.flight import Flight
-from relay.request import body_too_large, check_content_type, parse_fields, session_of
+from relay.request import body_too_large, check_content_type, content_of, parse_fields, session_of
 from relay.routes import ROUTES
 from relay.words import stopping
 from utils.errors import ApiError, InternalError
@@ -85,6 +85,7 @@ class Relay:
         flight.body = flight.call.body
         fields = parse_fields(flight.body)
         flight.model, flight.session = str(fields.model), session_of(flight.headers, fields)
+        flight.prompt = content_of(fields)
         self._dispatcher.dispatch(flight)
 
     def end(self, flight: Flight) -> None:

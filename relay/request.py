@@ -24,6 +24,12 @@ class RequestFields(msgspec.Struct):
     n: int | float | None = None
     user: msgspec.Raw = msgspec.Raw()  # as written: what it means is the engine's matter
     prompt_cache_key: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+    system: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
 
 
 _decoder = msgspec.json.Decoder(RequestFields)
@@ -54,6 +60,11 @@ def session_of(headers: Headers, fields: RequestFields) -> bytes:
         if key not in NO_SESSION:
             return key
     return b""
+
+
+def content_of(fields: RequestFields) -> bytes:
+    """What the engine makes its prompt of, as written, in the order in which chat templates put it."""
+    return b"".join((fields.tools, fields.system, fields.instructions, fields.messages, fields.prompt, fields.input))
 
 
 def _param_of(message: str) -> str | None:

@@ -1,26 +1,70 @@
-"""Router: which replica gets a flight, by the model's policy."""
+"""Router: which replica gets a flight, by the model's policy and what is known of the replicas."""
 
 import random
+import time
+from typing import Final
 
 from config.settings import RoutingSettings
-from monitor.registry import Replica, WorkerRegistry
+from monitor.registry import Replica, Worker, WorkerRegistry, is_new_incarnation
 from relay import policy
+from relay.breaker import Breakers
+from relay.decisions import Decision, DecisionLog, candidates_of
 from relay.flight import Flight
+from relay.prefix import Chain, PrefixTree, Share, chain_of
 from relay.routes import TASKS
+from relay.speeds import Speeds
+from relay.usage import Usage
 from relay.words import task_refused
 from utils.errors import ModelNotFound
+
+EXPLAIN_HEADER: Final = b"x-ichat-explain"
+NO_SHARE: Final = Share()
+WRONG_BELOW: Final = 0.5
+"""A replica that had less than this part of what was thought to be cached has dropped it, and older things."""
+
+
+class Placing:
+    """Where a flight is, and what was thought when it was sent there."""
+
+    __slots__ = ("cached", "replica", "time", "to_prefill", "total")
+
+    def __init__(self, replica: Replica, total: int, cached: int, time: int) -> None:
+        self.replica = replica
+        self.total = total  # bytes of the prompt
+        self.cached = cached  # bytes of it that were thought to be cached
+        self.time = time  # when the last of those was last sent (PrefixTree)
+        self.to_prefill = total - cached  # 0 once its first token is here
 
 
 class Router:
     """Knows the policies, and what they look at. ``in_flight`` counts this gateway's requests by worker id."""
 
-    def __init__(self, registry: WorkerRegistry, settings: RoutingSettings, rng: random.Random) -> None:
+    def __init__(
+        self,
+        registry: WorkerRegistry,
+        settings: RoutingSettings,
+        breakers: Breakers,
+        rng: random.Random,
+        node: str = "",
+    ) -> None:
         self.in_flight: dict[str, int] = {}
+        self.decisions = DecisionLog(settings.keep_decisions)
         self._registry = registry
+        self._breakers = breakers
         self._rng = rng
-        self._policy = policy.POLICIES[settings.policy]
-        self._policies = {model: policy.POLICIES[name] for model, name in settings.by_model.items()}
+        self._node = node if settings.local_first else ""
+        self._weights = settings.weights
+        self._keeps_decisions = settings.keep_decisions > 0
+        self._default = settings.policy
+        self._policies = settings.by_model
         self._turns: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
+        self._pending: dict[str, int] = {}  # bytes that a worker has still to prefill
+        self._speeds = Speeds()
+        self._trees: dict[str, PrefixTree] = {}
+        registry.subscribe(self._on_change)
+
+    # -- which one -------------------------------------------------------------------------------------------------
 
     def replicas(self, model: str, route: str) -> tuple[Replica, ...]:
         """The ready ones that can do what the route is for. Raises ModelNotFound, BadRequest."""
@@ -36,18 +80,93 @@ class Router:
         return able
 
     def choose(self, flight: Flight, replicas: tuple[Replica, ...]) -> Replica | None:
-        """One that the flight has not failed at; None when none is left."""
+        """One that the flight has not failed at; None when none is left. It is placed there."""
         model = flight.model
+        name = self._policies.get(model, self._default)
+        chain: Chain = ()
+        tree, share = None, NO_SHARE
+        if name == "cache_aware":
+            tree = self._trees.get(model) or self._trees.setdefault(model, PrefixTree())
+            chain = chain_of(flight.prompt)
+            share = tree.share(chain, len(flight.prompt))
         turn = self._turns[model] = self._turns.get(model, -1) + 1
-        view = policy.View(replicas, self.in_flight, self._rng, turn, flight.session)
-        return policy.choose(self._policies.get(model, self._policy), view, flight.tried)
+        view = policy.View(
+            self._breakers.allowed(replicas, time.monotonic()), self.in_flight, self._rng, turn, flight.session,
+            self._weights, share, self._pending, self._speeds.by_worker, self._sent, self._node,
+        )  # fmt: skip
+        replica = policy.choose(policy.POLICIES[name], view, flight.tried, is_local_first=bool(self._node))
+        if replica is None:
+            return None
+        self._explain(flight, name, view, replica)
+        cached = share.cached.get(replica.worker_id, 0)
+        placing = Placing(replica, share.total, cached, tree.time_of(chain, cached) if tree else 0)
+        if tree is not None:
+            tree.add(chain, replica.worker_id)
+        self._take_off(flight, placing)
+        return replica
 
-    def take_off(self, replica: Replica) -> None:
-        self.in_flight[replica.worker_id] = self.in_flight.get(replica.worker_id, 0) + 1
+    def _explain(self, flight: Flight, name: str, view: policy.View, replica: Replica) -> None:
+        is_asked = flight.headers.get(EXPLAIN_HEADER) == b"1"
+        if not is_asked and (len(view.replicas) == 1 or not self._keeps_decisions):
+            return
+        decision = Decision(flight.id, replica.worker_id, name, flight.attempts + 1, view.share, candidates_of(view))
+        if self._keeps_decisions:
+            self.decisions.add(flight.model, decision)
+        if is_asked:
+            flight.decision = decision.header()
 
-    def land(self, replica: Replica) -> None:
-        left = self.in_flight[replica.worker_id] - 1
+    # -- what it has to do -----------------------------------------------------------------------------------------
+
+    def _take_off(self, flight: Flight, placing: Placing) -> None:
+        flight.placing = placing
+        worker_id = placing.replica.worker_id
+        self.in_flight[worker_id] = self.in_flight.get(worker_id, 0) + 1
+        self._sent[worker_id] = self._sent.get(worker_id, 0) + 1
+        if placing.to_prefill:
+            self._pending[worker_id] = self._pending.get(worker_id, 0) + placing.to_prefill
+            self._speeds.sent(worker_id, placing.to_prefill)
+        self._breakers.chosen(worker_id)
+
+    def has_begun(self, placing: Placing) -> None:
+        """Its answer has begun: the prompt is read."""
+        if placing.to_prefill:
+            worker_id = placing.replica.worker_id
+            if left := self._pending.get(worker_id, 0) - placing.to_prefill:
+                self._pending[worker_id] = left
+            else:
+                self._pending.pop(worker_id, None)
+            placing.to_prefill = 0
+
+    def land(self, placing: Placing) -> None:
+        self.has_begun(placing)
+        worker_id = placing.replica.worker_id
+        left = self.in_flight[worker_id] - 1
         if left:
-            self.in_flight[replica.worker_id] = left
+            self.in_flight[worker_id] = left
         else:
-            del self.in_flight[replica.worker_id]
+            del self.in_flight[worker_id]
+        self._breakers.ended_unknown(worker_id)
+
+    # -- what is learned -------------------------------------------------------------------------------------------
+
+    def learn(self, flight: Flight, placing: Placing, usage: Usage) -> None:
+        """From an answer's usage: how much of the prompt had really been cached."""
+        tree = self._trees.get(flight.model)
+        if tree is not None and usage.prompt and usage.cached is not None:
+            cached = placing.total * usage.cached / usage.prompt
+            if cached < placing.cached * WRONG_BELOW:
+                tree.correct(placing.replica.worker_id, placing.time)
+
+    def _on_change(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
+        if new is None or (old is not None and is_new_incarnation(old.beat, new.beat)):
+            self._forget(worker_id)
+        if new is not None:
+            self._speeds.take_report(worker_id, new.beat.load)
+
+    def _forget(self, worker_id: str) -> None:
+        """Its process is another one, or gone: nothing is cached there, and nothing known of it."""
+        for tree in self._trees.values():
+            tree.forget(worker_id)
+        self._speeds.forget(worker_id)
+        self._breakers.forget(worker_id)
+        self._sent.pop(worker_id, None)

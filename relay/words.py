@@ -46,9 +46,18 @@ def describe_worker(worker: Worker) -> str:
     return f"{worker.id} is {worker.state}{f' ({why})' if why else ''}"
 
 
+def name_of(replica: Replica) -> str:
+    return f"worker {replica.worker_id} ({replica.host}:{replica.port})"
+
+
+def worker_status(replica: Replica, status: int) -> WorkerBroke:
+    """It answered a 5xx, which is not passed on because another replica is asked."""
+    return WorkerBroke(f"{name_of(replica)} answered {status}; try again", code="worker_broke")
+
+
 def worker_error(replica: Replica, error: UpstreamError) -> ApiError:
     """A hop's error, with the hop's name."""
-    where = f"worker {replica.worker_id} ({replica.host}:{replica.port})"
+    where = name_of(replica)
     if isinstance(error, WorkerSilent):
         return WorkerTimeout(f"{where} {error}", code="worker_timeout")
     code = "bad_worker_answer" if isinstance(error, BadAnswer) else "worker_broke"

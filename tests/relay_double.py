@@ -16,6 +16,7 @@ from monitor.heartbeat import Heartbeat
 from monitor.metrics import RelayMetrics
 from monitor.registry import WorkerRegistry
 from relay.access import Access
+from relay.breaker import Breakers
 from relay.dispatch import Dispatcher
 from relay.door import Door
 from relay.relay import Relay
@@ -76,8 +77,9 @@ async def door(routing: RoutingSettings | None = None, **settings: Any) -> Async
     counts = RelayMetrics()
     metrics.register(counts)
     rng = random.Random(1)
-    router = Router(registry, routing or RoutingSettings(), rng)
-    relay = Relay(Access(own), Dispatcher(registry, upstream, router, counts, own, rng), counts, own)
+    breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
+    router = Router(registry, routing or RoutingSettings(), breakers, rng)
+    relay = Relay(Access(own), Dispatcher(registry, upstream, router, breakers, counts, own, rng), counts, own)
     sock = bind_socket("127.0.0.1", 0)
     sock.listen()
     server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, relay))

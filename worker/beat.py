@@ -35,7 +35,7 @@ def beat_maker(
             tasks=facts.tasks,
             modalities=facts.modalities,
             adapters=facts.adapters,
-            load={"in_flight": traffic.in_flight, "requests": traffic.requests},
+            load=traffic.report(),
             capacity=facts.capacity,
             max_model_len=facts.max_model_len,
             backend_args=facts.arguments,

@@ -27,6 +27,18 @@ class Traffic:
         self.decode_s = 0.0
         self.tokens = 0
 
+    def report(self) -> dict[str, float]:
+        """For the heartbeat; the gateway learns from the sums how fast this worker is (``relay/speeds.py``)."""
+        return {
+            "in_flight": self.in_flight,
+            "requests": self.requests,
+            "timed": self.timed,
+            "queue_s": round(self.queue_s, 6),
+            "prefill_s": round(self.prefill_s, 6),
+            "decode_s": round(self.decode_s, 6),
+            "tokens": self.tokens,
+        }
+
     def add_spans(self, spans: Spans | None) -> None:
         """Where an answered request's time went; None where the engine does not tell."""
         if spans is not None and spans.prefill_s is not None:

@@ -1,0 +1,28 @@
+"""What an answer says that it took, read from its last bytes: no JSON is parsed for it."""
+
+import re
+from typing import Final, NamedTuple
+
+TAIL_BYTES: Final = 4096
+"""Usage stands at the end of an answer, or in the last events of a stream."""
+PROMPT: Final = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,9})\b')
+COMPLETION: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})\b')
+CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,9})\b')
+
+
+class Usage(NamedTuple):
+    """Tokens; ``cached``: those of the prompt that were; None: it does not say."""
+
+    prompt: int | None
+    completion: int | None
+    cached: int | None
+
+    @property
+    def total(self) -> int | None:
+        return None if self.prompt is None else self.prompt + (self.completion or 0)
+
+
+def usage_of(*pieces: bytes) -> Usage:
+    """Of the last pieces of an answer. What a model writes is no usage: JSON escapes its quotes."""
+    tail = b"".join(pieces)[-TAIL_BYTES:]
+    return Usage(*(int(found[-1]) if (found := each.findall(tail)) else None for each in (PROMPT, COMPLETION, CACHED)))
