@@ -13,80 +13,47 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import httptools
 import uvloop
 
-from bench.answers import answer_to, request_body
+from bench.answers import text_of
+from bench.plan import Outcome, Plan
+from bench.questions import Question, questions
+from utils.common import raise_open_files_limit
 
-SEEDS: Final = 16
-"""So many different questions are asked in turn: a mixed-up answer is noticed."""
-CLIENT_KEY: Final = "bench-key"
-PLAIN_HEADERS: Final = ("accept: */*", "user-agent: ichat-bench", f"authorization: Bearer {CLIENT_KEY}")
-OPENAI_HEADERS: Final = (
-    "accept-encoding: gzip, deflate", "connection: keep-alive", "accept: application/json",
-    "user-agent: AsyncOpenAI/Python 2.54.0", "x-stainless-lang: python", "x-stainless-package-version: 2.54.0",
-    "x-stainless-os: Linux", "x-stainless-arch: x64", "x-stainless-runtime: CPython",
-    "x-stainless-runtime-version: 3.11.7", f"authorization: Bearer {CLIENT_KEY}", "x-stainless-async: async:asyncio",
-    "x-stainless-retry-count: 0", "x-stainless-read-timeout: 600",
-)  # fmt: skip
-"""What the openai package sends besides host, type and length."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
-    """``requests`` and ``warm_up`` are totals over all connections. ``chunks`` per stream; 0: not streamed.
-
-    ``spread_s``: the connections' first requests are spread over this time, so that streams do not march in step.
-    """
-
-    port: int
-    connections: int
-    requests: int
-    warm_up: int
-    chunks: int = 0
-    spread_s: float = 0.0
-    limit_s: float = 120.0
-    openai_headers: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
-    """``answers``: whole and right ones. ``reads``: pieces of body as they came; chunks that melt together are one."""
-
-    answers: int
-    errors: int
-    trouble: list[str]
-    wall_s: float
-    reads: int
-    first_byte_p50_us: float
-    first_byte_p99_us: float
-    gap_p50_us: float
-    gap_p99_us: float
+WRONG_SHOWN: Final = 200
+"""Bytes of a body with a wrong status that are shown."""
 
 
 class Tally:
     """Counts a run, and hands out its requests."""
 
-    def __init__(self, requests: int) -> None:
+    def __init__(self, requests: int, window: tuple[float, float] = (0.0, 0.0)) -> None:
         self.left = requests
         self.answers = 0
         self.errors = 0
         self.trouble: list[str] = []
         self.reads = 0
+        self.window_reads = 0
         self.first_byte_s = array.array("d")
         self.gaps_s = array.array("d")
+        self._from, self._to = window
 
     def fail(self, what: str) -> None:
         self.errors += 1
         if what not in self.trouble and len(self.trouble) < 5:
             self.trouble.append(what)
 
+    def count_read(self, now: float) -> None:
+        self.reads += 1
+        self.window_reads += self._from <= now < self._to
+
     def outcome(self, wall_s: float) -> Outcome:
         return Outcome(
-            self.answers, self.errors, self.trouble, wall_s, self.reads,
+            self.answers, self.errors, self.trouble, wall_s, self.reads, self.window_reads,
             quantile(self.first_byte_s, 0.5) * 1e6, quantile(self.first_byte_s, 0.99) * 1e6,
             quantile(self.gaps_s, 0.5) * 1e6, quantile(self.gaps_s, 0.99) * 1e6,
         )  # fmt: skip
@@ -95,24 +62,24 @@ class Tally:
 class Client(asyncio.Protocol):
     """One keep-alive connection that asks, checks the answer, and asks again."""
 
-    def __init__(self, questions: Sequence[tuple[bytes, bytes]]) -> None:
-        self._questions = questions
+    def __init__(self, question: Callable[[int], Question], by_text: bool) -> None:
+        self._question = question
+        self._by_text = by_text
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._tally: Tally
-        self._ended: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[bool] | None = None
+        self._asked_for = Question(b"", b"")
         self._pieces: list[bytes] = []
-        self._expected = b""
         self._asked = self._last = 0.0
 
-    async def run(self, tally: Tally, delay_s: float) -> None:
-        """Asks until the tally has no request left, or this connection breaks."""
-        await asyncio.sleep(delay_s)
+    async def run(self, tally: Tally) -> bool:
+        """Asks until the tally has no request left, or this connection is done; True: another has to go on for it."""
         self._tally = tally
         self._ended = asyncio.get_running_loop().create_future()
         self._ask()
         try:
-            await self._ended
+            return await self._ended
         finally:
             self._ended = None
 
@@ -120,18 +87,18 @@ class Client(asyncio.Protocol):
         self._transport.abort()
 
     def _ask(self) -> None:
-        if not self._tally.left:
-            self._end()
+        if not self._tally.left or self._transport.is_closing():  # a server may close what is idle
+            self._end(to_be_replaced=self._tally.left > 0)
             return
         self._tally.left -= 1
-        request, self._expected = self._questions[self._tally.left % len(self._questions)]
+        self._asked_for = self._question(self._tally.left)
         self._pieces = []
         self._asked = time.perf_counter()
-        self._transport.write(request)
+        self._transport.write(self._asked_for.request)
 
-    def _end(self) -> None:
+    def _end(self, to_be_replaced: bool = False) -> None:
         if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
+            self._ended.set_result(to_be_replaced)
 
     def _break(self, what: str) -> None:
         if self._ended is not None and not self._ended.done():
@@ -152,24 +119,38 @@ class Client(asyncio.Protocol):
             self.close()
 
     def on_body(self, body: bytes) -> None:
+        if self._transport.is_closing():  # gone already, within the same piece of input
+            return
         now = time.perf_counter()
+        self._tally.count_read(now)
         if self._pieces:
             self._tally.gaps_s.append(now - self._last)
         else:
             self._tally.first_byte_s.append(now - self._asked)
         self._pieces.append(body)
         self._last = now
+        if self._asked_for.leaves:
+            self._tally.answers += 1
+            self._end(to_be_replaced=True)
+            self.close()
 
     def on_message_complete(self) -> None:
+        if self._transport.is_closing():
+            return
         body = b"".join(self._pieces)
-        self._tally.reads += len(self._pieces)
-        if self._parser.get_status_code() != 200:
-            self._tally.fail(f"status {self._parser.get_status_code()}: {body[:200].decode(errors='replace')}")
-        elif body != self._expected:
-            self._tally.fail(f"{len(body)} bytes that differ from the {len(self._expected)} expected")
+        if trouble := self._wrong_with(self._parser.get_status_code(), body):
+            self._tally.fail(trouble)
         else:
             self._tally.answers += 1
         self._ask()
+
+    def _wrong_with(self, status: int, body: bytes) -> str:
+        asked = self._asked_for
+        if status != asked.status:
+            return f"status {status}, not {asked.status}: {body[:WRONG_SHOWN].decode(errors='replace')}"
+        if asked.body is None or body == asked.body or (self._by_text and says_the_same(body, asked.body)):
+            return ""
+        return f"{len(body)} bytes that differ from the {len(asked.body)} expected"
 
 
 class Generator:
@@ -177,45 +158,55 @@ class Generator:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        questions = [question(plan, seed) for seed in range(SEEDS)]
-        self._clients = [Client(questions) for _ in range(plan.connections)]
+        self._question = questions(plan)
+        self._clients: list[Client] = []
 
     async def warm_up(self) -> Tally:
-        loop = asyncio.get_running_loop()
-        for client in self._clients:
-            await loop.create_connection(lambda client=client: client, "127.0.0.1", self._plan.port)  # type: ignore[misc]
+        """Raises OSError when nobody listens."""
+        for _ in range(self._plan.connections):
+            self._clients.append(await self._connect())
         return await self._run(Tally(self._plan.warm_up), 0.0)
 
     async def measure(self) -> tuple[Tally, float]:
         """The tally, and the seconds that it took."""
         start = time.perf_counter()
-        tally = await self._run(Tally(self._plan.requests), self._plan.spread_s)
+        opens, closes = self._plan.window_s
+        tally = await self._run(Tally(self._plan.requests, (start + opens, start + closes)), self._plan.spread_s)
         return tally, time.perf_counter() - start
-
-    async def _run(self, tally: Tally, spread_s: float) -> Tally:
-        share_s = spread_s / len(self._clients)
-        try:
-            async with asyncio.timeout(self._plan.limit_s):
-                await asyncio.gather(*(client.run(tally, share_s * i) for i, client in enumerate(self._clients)))
-        except TimeoutError:
-            tally.fail(f"not done within {self._plan.limit_s:g} s")
-        return tally
 
     async def close(self) -> None:
         for client in self._clients:
             client.close()
         await asyncio.sleep(0)
 
+    async def _run(self, tally: Tally, spread_s: float) -> Tally:
+        share_s = spread_s / len(self._clients)
+        try:
+            async with asyncio.timeout(self._plan.limit_s):
+                await asyncio.gather(*(self._work(i, tally, share_s * i) for i in range(len(self._clients))))
+        except TimeoutError:
+            tally.fail(f"not done within {self._plan.limit_s:g} s")
+        return tally
 
-def question(plan: Plan, seed: int) -> tuple[bytes, bytes]:
-    """A request's bytes, and the body of the right answer to it."""
-    body = request_body(seed, plan.chunks)
-    lines = (
-        "POST /v1/chat/completions HTTP/1.1", f"host: 127.0.0.1:{plan.port}",
-        *(OPENAI_HEADERS if plan.openai_headers else PLAIN_HEADERS),
-        "content-type: application/json", f"content-length: {len(body)}", "\r\n",
-    )  # fmt: skip
-    return "\r\n".join(lines).encode() + body, answer_to(body).body
+    async def _work(self, number: int, tally: Tally, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        try:
+            while await self._clients[number].run(tally):
+                self._clients[number] = await self._connect()
+        except OSError as error:
+            tally.fail(f"no new connection: {error}")
+
+    async def _connect(self) -> Client:
+        client = Client(self._question, self._plan.by_text)
+        await asyncio.get_running_loop().create_connection(lambda: client, "127.0.0.1", self._plan.port)
+        return client
+
+
+def says_the_same(body: bytes, other: bytes) -> bool:
+    try:
+        return text_of(body) == text_of(other)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -224,18 +215,30 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ranked[max(0, math.ceil(share * len(ranked)) - 1)] if ranked else 0.0
 
 
+def carry_out(plan: Plan, runner: asyncio.Runner) -> Outcome:
+    """Raises OSError when nobody listens."""
+    generator = Generator(plan)
+    try:
+        warm_up = runner.run(generator.warm_up())
+        print("ready", flush=True)
+        sys.stdin.readline()
+        tally, wall_s = runner.run(generator.measure())
+    finally:
+        runner.run(generator.close())
+    tally.errors += warm_up.errors
+    tally.trouble += warm_up.trouble
+    return tally.outcome(wall_s)
+
+
 def main() -> None:
+    raise_open_files_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for line in sys.stdin:
-            generator = Generator(Plan(**json.loads(line)))
-            warm_up = runner.run(generator.warm_up())
-            print("ready", flush=True)
-            sys.stdin.readline()
-            tally, wall_s = runner.run(generator.measure())
-            tally.errors += warm_up.errors
-            tally.trouble += warm_up.trouble
-            print(json.dumps(dataclasses.asdict(tally.outcome(wall_s))), flush=True)
-            runner.run(generator.close())
+            plan = Plan(**json.loads(line))
+            try:
+                print(json.dumps(dataclasses.asdict(carry_out(plan, runner))), flush=True)
+            except OSError as error:
+                sys.exit(f"bench.load: port {plan.port}: {error}")
 
 
 if __name__ == "__main__":

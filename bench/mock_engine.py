@@ -13,10 +13,19 @@ from typing import Final
 import httptools
 import uvloop
 
-from bench.answers import answer_to
+from bench.answers import MODEL, answer_to
+from utils.common import raise_open_files_limit
 
 ROUTE: Final = b"/v1/chat/completions"
 NOT_FOUND: Final = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"
+MODELS: Final = b'{"object": "list", "data": [{"id": "%b", "object": "model"}]}' % MODEL.encode()
+READY_MADE: Final = {
+    b"/health": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    b"/v1/models": b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+    % (len(MODELS), MODELS),
+}
+"""What routers want to see of a worker before they send it anything."""
 
 
 class EngineConnection(asyncio.Protocol):
@@ -41,7 +50,10 @@ class EngineConnection(asyncio.Protocol):
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:  # HTTP/2, as some routers try
+            self._transport.abort()
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -53,9 +65,13 @@ class EngineConnection(asyncio.Protocol):
         url, body = self._url, self._body
         self._url = self._body = b""
         if url != ROUTE:
-            self._transport.write(NOT_FOUND)
+            self._transport.write(READY_MADE.get(url, NOT_FOUND))
             return
-        self._writes = answer_to(body).writes
+        try:
+            self._writes = answer_to(body).writes
+        except (ValueError, LookupError, TypeError):
+            self._transport.write(BAD_REQUEST)
+            return
         self._next = 0
         self._due = self._loop.time()
         self._write_next()
@@ -82,6 +98,7 @@ async def serve(interval_s: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.mock_engine", description="An engine of ready-made answers.")
     parser.add_argument("--interval-ms", type=float, default=5.0, help="between a stream's chunks")
+    raise_open_files_limit()
     uvloop.run(serve(parser.parse_args().interval_ms / 1000))
 
 

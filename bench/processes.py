@@ -1,128 +1,131 @@
-"""The processes of a bench: started, waited for, and stopped on every way out."""
+"""The processes that every bench needs: a mock engine, the gateway, the load generator."""
 
 import contextlib
 import dataclasses
 import http.client
 import json
-import os
-import select
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from bench.answers import MODEL
-from bench.load import CLIENT_KEY, Outcome, Plan
+from bench.children import START_TIMEOUT_S, BenchError, child, free_port, last_words, python, read_line
+from bench.plan import Outcome, Plan
+from bench.questions import CLIENT_KEY
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S: Final = 60.0
-STOP_TIMEOUT_S: Final = 10.0
 MARGIN_S: Final = 10.0
 """What the load generator may take beyond a plan's own limits."""
-
-
-class BenchError(Exception):
-    """The bench cannot go on. ``str()`` says why."""
-
-
-@contextlib.contextmanager
-def child(*command: str, log: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A process in a session of its own, so that Ctrl-C reaches only us; we stop it and all that it started."""
-    with contextlib.ExitStack() as stack:
-        errors = stack.enter_context(log.open("w")) if log else None
-        process = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, text=True, start_new_session=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            )
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            stop(process)
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """Asks the process to end, then kills what is left of its group."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def read_line(process: subprocess.Popen[str], limit_s: float, what: str) -> str:
-    """The next line that the process prints. Raises BenchError."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], limit_s)
-    line = process.stdout.readline().strip() if ready else ""
-    if not line:
-        raise BenchError(f"{what} {'ended' if ready else f'said nothing for {limit_s:g} s'}")
-    return line
-
-
-@contextlib.contextmanager
-def mock_engine(interval_ms: float) -> Iterator[int]:
-    """The port of a running mock engine."""
-    with child("-m", "bench.mock_engine", "--interval-ms", str(interval_ms)) as process:
-        yield int(read_line(process, START_TIMEOUT_S, "the mock engine"))
+BENCH_KEY: Final[Mapping[str, Any]] = {
+    "name": "bench",
+    "hash": f"sha256:{sha256(CLIENT_KEY.encode()).hexdigest()}",
+}
+"""The client key that the load asks with."""
+GATEWAY_CONFIG: Final[Mapping[str, Any]] = {
+    "server_settings": {"host": "127.0.0.1", "keys": [BENCH_KEY], "drain_timeout_s": 2},
+}
+"""config.yaml of the gateway that is measured: all that a gateway does for its users is on, and nobody is refused."""
+MOCK_BEAT: Final[Mapping[str, Any]] = {
+    "worker_id": "bench-worker", "model_name": MODEL, "backend": "mock", "host": "127.0.0.1",
+    "heartbeat_interval": 3600, "capacity": 100_000,
+}  # fmt: skip
+"""The mock engine's heartbeat, but for its port."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RunningGateway:
+class Running:
+    """A server that is measured."""
+
     pid: int
     port: int
 
 
 @contextlib.contextmanager
-def gateway(script: Path, engine_port: int) -> Iterator[RunningGateway]:
-    """A real gateway, to which the engine is known."""
+def mock_engine(interval_ms: float) -> Iterator[Running]:
+    """A running mock engine. Raises BenchError."""
+    with child(python("-m", "bench.mock_engine", "--interval-ms", str(interval_ms))) as process:
+        yield Running(process.pid, int(read_line(process, START_TIMEOUT_S, "the mock engine")))
+
+
+@contextlib.contextmanager
+def gateway(
+    script: Path, more: Mapping[str, Any], beats: Sequence[Mapping[str, Any]] = (), port: int | None = None
+) -> Iterator[Running]:
+    """A real gateway that has got these beats; ``more`` is laid over ``GATEWAY_CONFIG``. Raises BenchError."""
     with tempfile.TemporaryDirectory(prefix="ichat-bench-") as folder:
-        port = free_port()
+        port = port or free_port()
         config, log = Path(folder, "config.yaml"), Path(folder, "gateway.log")
-        key = {"name": "bench", "hash": f"sha256:{sha256(CLIENT_KEY.encode()).hexdigest()}"}
-        settings = {"host": "127.0.0.1", "port": port, "log_dir": folder, "keys": [key], "drain_timeout_s": 2}
-        config.write_text(yaml.safe_dump({"server_settings": settings}), encoding="utf-8")
-        with child(str(script), "--config", str(config), log=log) as process:
-            try:
-                introduce(port, engine_port, process)
-                yield RunningGateway(process.pid, port)
-            except BenchError as error:
-                tail = log.read_text(encoding="utf-8").splitlines()[-10:]
-                raise BenchError("\n".join([str(error), "the gateway's last words:", *tail])) from error
+        own = {"server_settings": {"port": port, "log_dir": folder}}
+        config.write_text(yaml.safe_dump(merged(merged(GATEWAY_CONFIG, own), more)), encoding="utf-8")
+        with child(python(script.absolute(), "--config", config), log) as process:
+            with last_words(log, "the gateway"):
+                wait_for_door(port, process)
+                for beat in beats:
+                    introduce(port, beat)
+            yield Running(process.pid, port)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def gateway_with_mock(script: Path, more: Mapping[str, Any], engine_port: int) -> Iterator[Running]:
+    """A real gateway, to which the mock engine is known. Raises BenchError."""
+    with gateway(script, more, [{**MOCK_BEAT, "port": engine_port}]) as running:
+        yield running
 
 
-def introduce(port: int, engine_port: int, process: subprocess.Popen[str]) -> None:
-    """One heartbeat in the engine's name, as soon as the gateway takes it. Raises BenchError."""
-    beat = {
-        "worker_id": "bench-worker", "model_name": MODEL, "backend": "mock", "host": "127.0.0.1", "port": engine_port,
-        "heartbeat_interval": 3600,
-    }  # fmt: skip
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, mapping by mapping; other values are replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(below, value) if both else value  # type: ignore[arg-type]  # both are mappings
+    return result
+
+
+def read_config(path: Path | None) -> Mapping[str, Any]:
+    """What ``--config`` names, to be laid over ``GATEWAY_CONFIG``. Raises BenchError."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BenchError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(found, Mapping):
+        raise BenchError(f"--config {path} must hold keys as config.yaml has them")
+    return found
+
+
+def wait_for_door(port: int, process: subprocess.Popen[str]) -> None:
+    """Until the gateway answers. Raises BenchError."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as client:
-            client.request("POST", "/v1/workers/heartbeat", json.dumps(beat), {"content-type": "application/json"})
-            answer = client.getresponse()
-            if answer.status != 200:
-                raise BenchError(f"the gateway refused the heartbeat: {answer.read().decode()}")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            ask(port, "GET", "/health")
             return
         time.sleep(0.05)
     raise BenchError("the gateway did not start")
+
+
+def introduce(port: int, beat: Mapping[str, Any]) -> None:
+    """One heartbeat in an engine's name. Raises BenchError."""
+    try:
+        status, body = ask(port, "POST", "/v1/workers/heartbeat", beat)
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchError(f"the gateway did not take the heartbeat: {error}") from error
+    if status != 200:
+        raise BenchError(f"the gateway refused the heartbeat: {body.decode(errors='replace')}")
+
+
+def ask(port: int, method: str, path: str, content: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+    """Status and body. Raises OSError and HTTPException."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as client:
+        headers = {"content-type": "application/json", "authorization": f"Bearer {CLIENT_KEY}"}
+        client.request(method, path, json.dumps(content) if content is not None else None, headers)
+        answer = client.getresponse()
+        return answer.status, answer.read()
 
 
 class LoadGenerator:
@@ -130,23 +133,35 @@ class LoadGenerator:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self.pid = process.pid
 
     def prepare(self, plan: Plan) -> None:
         """Connect and warm up. Raises BenchError."""
         self._say(json.dumps(dataclasses.asdict(plan)))
         read_line(self._process, plan.limit_s + MARGIN_S, "the load generator")
 
+    def start(self) -> None:
+        """Begin what was prepared. Raises BenchError."""
+        self._say("go")
+
+    def finish(self, plan: Plan) -> Outcome:
+        """Wait for what was begun. Raises BenchError."""
+        return Outcome(**json.loads(read_line(self._process, plan.limit_s + MARGIN_S, "the load generator")))
+
     def run(self, plan: Plan) -> Outcome:
         """What came of the plan that was prepared. Raises BenchError."""
-        self._say("go")
-        return Outcome(**json.loads(read_line(self._process, plan.limit_s + MARGIN_S, "the load generator")))
+        self.start()
+        return self.finish(plan)
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        print(line, file=self._process.stdin, flush=True)
+        try:
+            print(line, file=self._process.stdin, flush=True)
+        except OSError as error:
+            raise BenchError("the load generator ended") from error
 
 
 @contextlib.contextmanager
 def load_generator() -> Iterator[LoadGenerator]:
-    with child("-m", "bench.load") as process:
+    with child(python("-m", "bench.load")) as process:
         yield LoadGenerator(process)

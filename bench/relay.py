@@ -1,28 +1,28 @@
-"""What the gateway costs: CPU time per request and per streamed chunk, and the time that it adds.
+"""What the gateway costs: CPU time per request and per streamed chunk, and the time that it adds. Its peers beside it.
 
-    python -m bench.relay                      about a minute
-    python -m bench.relay --repetitions 3 --json relay.json
+    python -m bench.relay                                        a minute, and one more a peer
+    python -m bench.relay --peer-dir ~/peers --json relay.json   with peers that are installed below that folder
 
-A load generator asks a mock engine, once directly and once through the real ``gateway.py``, all in one run.
+A load generator asks a mock engine, directly, through the real ``gateway.py``, and through each peer, all in one run.
 ``bench/README.md`` says how to read the figures.
 """
 
 import argparse
 import contextlib
-import json
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 if __name__ == "__main__" and not __package__:  # run as a file: its folder must not hide the package relay/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench.cpu import tree_cpu_s, us_per_chunk
-from bench.load import Outcome, Plan
-from bench.processes import ROOT, BenchError, LoadGenerator, RunningGateway, gateway, load_generator, mock_engine
-from bench.report import Repetition, document, table
+from bench.options import add_gateway_options, positive, run_bench, say, settings_of, write_json
+from bench.peers import Peer, named_peers
+from bench.plan import Outcome, Plan
+from bench.processes import LoadGenerator, load_generator, mock_engine, read_config
+from bench.report import document, table
+from bench.subjects import DIRECT, OURS, Repetition, Subject, start_gateways, start_peers
+from bench.usage import tree_cpu_s, us_per_chunk
 
 WARM_UP_SHARE = 0.1
 """Of the requests that are measured, so many are asked before, unmeasured, on the same connections."""
@@ -32,59 +32,70 @@ class RelayBench:
     """Measures one repetition after another on processes that run already."""
 
     def __init__(
-        self, options: argparse.Namespace, load: LoadGenerator, gateway: RunningGateway, engine_port: int
+        self, options: argparse.Namespace, load: LoadGenerator, engine: Subject, subjects: Sequence[Subject]
     ) -> None:
         self._options = options
         self._load = load
-        self._gateway = gateway
-        self._engine_port = engine_port
-        self.errors = 0
-        self.trouble: list[str] = []
+        self.engine = engine
+        self.subjects = subjects
 
-    def repeat(self) -> Repetition:
-        """All metrics, once. Raises BenchError."""
-        options = self._options
-        direct, _ = self._ask(self._plan(self._engine_port, options.requests))
-        relayed, request_cpu_s = self._ask(self._plan(self._gateway.port, options.requests))
-        us_per_request = request_cpu_s * 1e6 / options.requests
-        streamed, stream_cpu_s = self._ask(self._stream_plan(self._gateway.port, options.streams, options.chunks))
-        chunks = options.streams * options.rounds * options.chunks
-        quiet = (options.quiet_streams, options.quiet_chunks)
-        quiet_direct, _ = self._ask(self._stream_plan(self._engine_port, *quiet))
-        quiet_relayed, _ = self._ask(self._stream_plan(self._gateway.port, *quiet))
+    def repeat(self) -> None:
+        """Every subject once, against the engine asked directly. Raises BenchError."""
+        direct, _ = self._ask(self.engine, self._plan(self.engine))
+        quiet, _ = self._ask(self.engine, self._quiet_plan(self.engine))
+        for subject in self.subjects:
+            subject.repetitions.append(self._measure(subject, direct, quiet))
+
+    def _measure(self, subject: Subject, direct: Outcome, quiet_direct: Outcome) -> Repetition:
+        plan, stream_plan = self._plan(subject), self._stream_plan(subject)
+        relayed, request_cpu_s = self._ask(subject, plan)
+        us_per_request = request_cpu_s * 1e6 / plan.requests
+        streamed, stream_cpu_s = self._ask(subject, stream_plan)
+        chunks = stream_plan.requests * stream_plan.chunks
+        quiet, _ = self._ask(subject, self._quiet_plan(subject))
         return {
             "cpu_us_per_request": us_per_request,
-            "cpu_us_per_chunk": us_per_chunk(stream_cpu_s, us_per_request, options.streams * options.rounds, chunks),
-            "requests_per_s_direct": options.requests / direct.wall_s,
-            "requests_per_s_gateway": options.requests / relayed.wall_s,
+            "cpu_us_per_chunk": us_per_chunk(stream_cpu_s, us_per_request, stream_plan.requests, chunks),
+            "requests_per_s_direct": direct.answers / direct.wall_s,
+            "requests_per_s_gateway": relayed.answers / relayed.wall_s,
             "busy_requests": request_cpu_s / relayed.wall_s,
             "busy_streams": stream_cpu_s / streamed.wall_s,
             "reads_per_chunk": streamed.reads / chunks,
-            **compare("ttft", "p50", quiet_direct.first_byte_p50_us, quiet_relayed.first_byte_p50_us),
-            **compare("ttft", "p99", quiet_direct.first_byte_p99_us, quiet_relayed.first_byte_p99_us),
-            **compare("gap", "p50", quiet_direct.gap_p50_us, quiet_relayed.gap_p50_us),
-            **compare("gap", "p99", quiet_direct.gap_p99_us, quiet_relayed.gap_p99_us),
+            **compare("ttft", "p50", quiet_direct.first_byte_p50_us, quiet.first_byte_p50_us),
+            **compare("ttft", "p99", quiet_direct.first_byte_p99_us, quiet.first_byte_p99_us),
+            **compare("gap", "p50", quiet_direct.gap_p50_us, quiet.gap_p50_us),
+            **compare("gap", "p99", quiet_direct.gap_p99_us, quiet.gap_p99_us),
         }
 
-    def _plan(self, port: int, requests: int) -> Plan:
-        warm_up = max(self._options.concurrency, round(requests * WARM_UP_SHARE))
-        return Plan(port, self._options.concurrency, requests, warm_up, openai_headers=self._options.openai_headers)
-
-    def _stream_plan(self, port: int, streams: int, chunks: int) -> Plan:
-        lasts_s = chunks * self._options.interval_ms / 1000
+    def _plan(self, subject: Subject) -> Plan:
+        connections = self._options.concurrency
+        requests = max(connections, round(self._options.requests * subject.share))
         return Plan(
-            port, streams, streams * self._options.rounds, streams, chunks=chunks, spread_s=lasts_s,
-            openai_headers=self._options.openai_headers,
+            subject.running.port, connections, requests, max(connections, round(requests * WARM_UP_SHARE)),
+            openai_headers=self._options.openai_headers, by_text=subject.by_text,
         )  # fmt: skip
 
-    def _ask(self, plan: Plan) -> tuple[Outcome, float]:
-        """The plan's outcome, and the CPU seconds that the gateway spent meanwhile."""
+    def _stream_plan(self, subject: Subject) -> Plan:
+        return self._streams(subject, self._options.streams, self._options.chunks)
+
+    def _quiet_plan(self, subject: Subject) -> Plan:
+        return self._streams(subject, self._options.quiet_streams, self._options.quiet_chunks)
+
+    def _streams(self, subject: Subject, streams: int, chunks: int) -> Plan:
+        rounds = max(1, round(self._options.rounds * subject.share))
+        return Plan(
+            subject.running.port, streams, streams * rounds, streams, chunks=chunks,
+            spread_s=chunks * self._options.interval_ms / 1000, openai_headers=self._options.openai_headers,
+            by_text=subject.by_text,
+        )  # fmt: skip
+
+    def _ask(self, subject: Subject, plan: Plan) -> tuple[Outcome, float]:
+        """The plan's outcome, and the CPU seconds that the subject spent meanwhile."""
         self._load.prepare(plan)
-        before = tree_cpu_s(self._gateway.pid)
+        before = tree_cpu_s(subject.running.pid)
         outcome = self._load.run(plan)
-        cpu_s = tree_cpu_s(self._gateway.pid) - before
-        self.errors += outcome.errors + (outcome.answers != plan.requests and not outcome.errors)
-        self.trouble += [line for line in outcome.trouble if line not in self.trouble]
+        cpu_s = tree_cpu_s(subject.running.pid) - before
+        subject.blame(outcome, plan)
         return outcome, cpu_s
 
 
@@ -99,13 +110,16 @@ def compare(what: str, which: str, direct: float, relayed: float) -> dict[str, f
 
 @contextlib.contextmanager
 def running_bench(options: argparse.Namespace) -> Iterator[RelayBench]:
-    """A bench with its three processes; they end with it. Raises BenchError."""
-    with (
-        mock_engine(options.interval_ms) as engine_port,
-        gateway(options.gateway, engine_port) as relay,
-        load_generator() as load,
-    ):
-        yield RelayBench(options, load, relay, engine_port)
+    """A bench with its processes; they end with it. Raises BenchError."""
+    more = read_config(options.config)
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(mock_engine(options.interval_ms))
+        scripts = [options.gateway, *options.also]
+        subjects = [
+            *start_gateways(scripts, more, engine.port, stack),
+            *start_peers(options.peers, options.peer_dir, engine.port, stack),
+        ]
+        yield RelayBench(options, stack.enter_context(load_generator()), Subject(DIRECT, engine), subjects)
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -121,43 +135,36 @@ def create_parser() -> argparse.ArgumentParser:
     add("--rounds", type=positive, default=10, help="streams on each connection, one after another (default: 10)")
     add("--interval-ms", type=float, default=5.0, help="between the chunks of a stream (default: 5)")
     add("--openai-headers", action="store_true", help="send the 14 headers of the openai package instead of 3")
-    add("--gateway", type=Path, default=ROOT / "gateway.py", help="another gateway.py, to compare")
-    add("--json", type=Path, help="write everything to this file")
+    add("--peers", type=peers, default="all", help="all, none, or names: nginx,smg (default: those that are there)")
+    add("--peer-dir", type=Path, help="a folder with a folder for each peer, see bench/README.md")
+    add("--also", type=Path, action="append", default=[], help="a gateway.py to be measured beside; may be repeated")
+    add_gateway_options(parser)
     return parser
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+def peers(words: str) -> list[Peer]:
+    try:
+        return named_peers(words)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def bench(options: argparse.Namespace) -> int:
+    """1 when an answer of ours, or of the engine, was not right. Raises BenchError."""
+    with running_bench(options) as running:
+        for number in range(options.repetitions):
+            running.repeat()
+            say(f"repetition {number + 1} of {options.repetitions}")
+    settings = settings_of(options) | {"peers": [peer.name for peer in options.peers]}
+    report = document(running.engine, running.subjects, settings)
+    print(table(report))
+    write_json(options.json, report)
+    ours = [subject for subject in running.subjects if subject.name.startswith(OURS)]
+    return 1 if any(subject.errors for subject in (running.engine, *ours)) else 0
 
 
 def main() -> int:
-    options = create_parser().parse_args()
-    signal.signal(signal.SIGTERM, interrupt)
-    repetitions: list[Repetition] = []
-    try:
-        with running_bench(options) as bench:
-            for number in range(options.repetitions):
-                repetitions.append(bench.repeat())
-                print(f"repetition {number + 1} of {options.repetitions}", file=sys.stderr)
-    except BenchError as error:
-        print(f"bench.relay: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench.relay: interrupted", file=sys.stderr)
-        return 130
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    report = document(repetitions, settings, bench.errors, bench.trouble)
-    print(table(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return 1 if bench.errors else 0
+    return run_bench(create_parser(), bench)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from bench.subjects import Repetition, Subject
+
 METRICS: Final = {
     "cpu_us_per_request": "gateway CPU per request, us",
     "cpu_us_per_chunk": "gateway CPU per streamed chunk, us",
@@ -33,10 +35,19 @@ METRICS: Final = {
     "busy_streams": "gateway busy while streaming, share of a core",
     "reads_per_chunk": "pieces read per chunk sent",
 }
-GOALS: Final = {"cpu_us_per_request": 150.0, "cpu_us_per_chunk": 35.0}
+GOALS: Final = {"cpu_us_per_request": 90.0, "cpu_us_per_chunk": 20.0}
 """At most. The median of the repetitions is held against them."""
-
-Repetition = Mapping[str, float]
+COLUMNS: Final = {
+    "cpu_us_per_request": "us/request",
+    "cpu_us_per_chunk": "us/chunk",
+    "ttft_ratio_p50": "first p50",
+    "ttft_ratio_p99": "first p99",
+    "gap_ratio_p50": "gap p50",
+    "gap_ratio_p99": "gap p99",
+    "requests_per_s_gateway": "requests/s",
+    "reads_per_chunk": "pieces",
+}
+"""Of the table in which gateway and peers stand side by side: medians."""
 
 
 def summarize(repetitions: Sequence[Repetition]) -> dict[str, dict[str, float]]:
@@ -48,36 +59,66 @@ def summarize(repetitions: Sequence[Repetition]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def document(
-    repetitions: Sequence[Repetition], settings: Mapping[str, Any], errors: int, trouble: Sequence[str]
-) -> dict[str, Any]:
-    """What ``--json`` writes."""
-    summary = summarize(repetitions)
+def document(engine: Subject, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--json`` writes. The first of ``subjects`` is held against the goals."""
+    shown = {subject.name: account(subject) for subject in subjects}
+    ours = shown[subjects[0].name]["summary"]
     goals = {
-        metric: {"at_most": goal, "median": summary[metric]["median"], "met": summary[metric]["median"] <= goal}
+        metric: {"at_most": goal, "median": ours[metric]["median"], "met": ours[metric]["median"] <= goal}
         for metric, goal in GOALS.items()
     }
     return {
-        "machine": machine(), "settings": dict(settings), "errors": errors, "trouble": list(trouble),
-        "summary": summary, "goals": goals, "repetitions": [dict(repetition) for repetition in repetitions],
+        "machine": machine(), "settings": dict(settings), "goals": goals, "subjects": shown,
+        "direct": {"errors": engine.errors, "trouble": engine.trouble},
+    }  # fmt: skip
+
+
+def account(subject: Subject) -> dict[str, Any]:
+    return {
+        "errors": subject.errors, "trouble": subject.trouble, "load_share": subject.share,
+        "summary": summarize(subject.repetitions), "repetitions": [dict(entry) for entry in subject.repetitions],
     }  # fmt: skip
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The document for people."""
     here = report["machine"]
-    lines = [f"{here['cpu']}, {here['cores']} cores, Python {here['python']}", ""]
-    lines.append(f"{'':45}{'min':>10}{'median':>10}{'max':>10}")
+    head = f"{here['cpu']}, {here['cores']} cores, Python {here['python']}"
+    ours = next(iter(report["subjects"].values()))
+    return "\n".join([head, "", *details(ours), "", *side_by_side(report), "", *verdicts(report)])
+
+
+def details(ours: Mapping[str, Any]) -> list[str]:
+    lines = [f"{'':45}{'min':>10}{'median':>10}{'max':>10}"]
     for metric, label in METRICS.items():
-        row = report["summary"][metric]
+        row = ours["summary"][metric]
         lines.append(f"{label:45}" + "".join(f"{number(row[name]):>10}" for name in ("min", "median", "max")))
-    lines.append("")
+    return lines
+
+
+def side_by_side(report: Mapping[str, Any]) -> list[str]:
+    """Gateway and peers, a line each; times are ratios to the engine asked directly."""
+    lines = [
+        f"{'medians; times / direct':24}" + "".join(f"{label:>11}" for label in COLUMNS.values()) + f"{'errors':>8}"
+    ]
+    for name, entry in report["subjects"].items():
+        row = "".join(f"{number(entry['summary'][metric]['median']):>11}" for metric in COLUMNS)
+        lines.append(f"{name:24}{row}{entry['errors']:>8}")
+    ours = next(iter(report["subjects"].values()))["summary"]
+    blanks = "".join(f"{'-' if '_ratio_' not in metric else '1':>11}" for metric in list(COLUMNS)[:-2])
+    rate = number(ours["requests_per_s_direct"]["median"])
+    return [*lines, f"{'direct':24}{blanks}{rate:>11}{'1':>11}{report['direct']['errors']:>8}"]
+
+
+def verdicts(report: Mapping[str, Any]) -> list[str]:
+    lines = []
     for metric, goal in report["goals"].items():
         verdict = "met" if goal["met"] else "MISSED"
         lines.append(f"goal: {METRICS[metric]}: at most {goal['at_most']:g}, is {number(goal['median'])}: {verdict}")
-    lines.append(f"errors: {report['errors']}")
-    lines.extend(f"  {line}" for line in report["trouble"])
-    return "\n".join(lines)
+    for name, entry in [*report["subjects"].items(), ("direct", report["direct"])]:
+        lines.append(f"errors, {name}: {entry['errors']}")
+        lines.extend(f"  {line}" for line in entry["trouble"])
+    return lines
 
 
 def number(value: float) -> str:

@@ -22,6 +22,9 @@ RUN_ELSEWHERE = {
     "scripts/test": ".ci/run",
     ".venv/bin/python -m bench.relay": "tests/test_bench.py",
     ".venv/bin/python -m bench.relay --repetitions 1 --gateway gateway.py": "tests/test_bench.py",
+    ".venv/bin/python -m bench.streams": "tests/test_bench.py",
+    ".venv/bin/python -m bench.soak": "tests/test_bench.py",
+    ".venv/bin/python -m bench.routing": "tests/test_bench.py",
 }
 """Commands that are too large to be run from here."""
 
