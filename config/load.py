@@ -12,6 +12,7 @@ from yaml.constructor import ConstructorError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
+from config.admission import AdmissionSettings, KeyLimits, ModelAdmission
 from config.settings import (
     ClientKey,
     Engine,
@@ -180,9 +181,14 @@ def known_keys(parents: list[str]) -> list[str]:
         "": GatewaySettings,
         "server_settings": ServerSettings,
         "server_settings.keys": ClientKey,
+        "server_settings.keys.limits": KeyLimits,
         "engines": Engine,
         "routing": RoutingSettings,
         "routing.models": ModelRouting,
+        "admission": AdmissionSettings,
+        "admission.models": ModelAdmission,
     }
-    section = sections.get(".".join(parents[:-1] if len(parents) > 1 else parents))
+    # The number of an item in a list, and the name of one in a mapping, are no part of a section's name.
+    names = [part for part in parents if not part.isdigit()]
+    section = sections.get(".".join(names)) or (sections.get(".".join(names[:-1])) if len(names) > 1 else None)
     return list(section.model_fields) if section else []

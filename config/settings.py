@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from config.args import HOST, NAME, WORKER_ID, default_worker_id, is_header_word
+from config.admission import NORMAL, AdmissionSettings, KeyLimits, Priority, Weight
+from config.args import HOST, WORKER_ID, default_worker_id, is_header_word
+from config.fields import Frozen, Name, Seconds
 from config.unified import UNIFIED_ARGUMENTS, WORKER_ARGUMENTS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(min_length=1, max_length=256, pattern=NAME)]
 WorkerId = Annotated[str, Field(min_length=1, max_length=256, pattern=WORKER_ID)]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
@@ -65,15 +65,14 @@ def absolute(path: str) -> str:
         raise ValueError(f"{path!r}: {error}") from error
 
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
-
-
 class ClientKey(Frozen):
-    """One client's API key: its name in logs and metrics, and the hash of the key itself."""
+    """One client's API key: its name in logs and metrics, the hash of the key itself, and what it may ask for."""
 
     name: Name
     hash: KeyHash
+    weight: Weight = 1.0  # its share of a queue, against those of the other keys in it
+    priority: Priority = NORMAL  # the most urgent class that its requests may ask for
+    limits: KeyLimits | None = None
 
 
 class ServerSettings(Frozen):
@@ -223,9 +222,12 @@ class GatewaySettings(Frozen):
     managed_workers: tuple[ManagedWorker, ...] = ()
     engines: dict[str, Engine] = {}
     routing: RoutingSettings = RoutingSettings()
+    admission: AdmissionSettings = AdmissionSettings()
     litellm_settings: dict[str, Any] = {}
 
-    @field_validator("managed_workers", "engines", "litellm_settings", "routing", "server_settings", mode="before")
+    @field_validator(
+        "admission", "managed_workers", "engines", "litellm_settings", "routing", "server_settings", mode="before"
+    )
     @classmethod
     def _empty_section(cls, value: Any, info: Any) -> Any:
         # "managed_workers:" with nothing below it is null in YAML, and means none.

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
+from config.admission import KeyLimits
 from config.load import load_settings
+from config.settings import ClientKey
 from tests.support import ROOT, GatewayClient, fake_worker, free_port, gateway, wait_until
 
 DOCUMENTS = [
@@ -147,8 +150,11 @@ def test_the_example_configuration_loads_and_shows_every_key_with_its_default() 
     fresh = type(settings.server_settings)()
     assert settings.server_settings == fresh
     text = example.read_text()
-    for section in (settings, settings.server_settings, settings.managed_workers[0]):
-        for key in type(section).model_fields:
+    assert settings.admission == type(settings.admission)()
+    named = (settings, settings.server_settings, settings.admission, settings.managed_workers[0])
+    sections: list[type[BaseModel]] = [*(type(section) for section in named), ClientKey, KeyLimits]
+    for section in sections:
+        for key in section.model_fields:
             assert re.search(rf"^[ #-]*{key}:", text, re.MULTILINE), f"{key} is not explained"
 
 

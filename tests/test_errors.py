@@ -69,3 +69,17 @@ def test_all_errors_can_be_caught_as_one() -> None:
     assert issubclass(ConfigError, IChatError)
     assert issubclass(ApiError, IChatError)
     assert not issubclass(ConfigError, ApiError)
+
+
+def test_too_many_requests_say_when_to_come_again_or_that_it_is_no_use() -> None:
+    error = errors.TooManyRequests("slowly", code="queue_full", retry_after_s=9, headers=((b"x-a", b"b"),))
+    assert (error.status, error.type, error.code) == (429, "rate_limit_error", "queue_full")
+    assert error.headers == ((b"retry-after", b"9"), (b"x-a", b"b"))
+    hopeless = errors.TooManyRequests("never", code="rate_limit_exceeded", retry_after_s=None)
+    assert hopeless.headers == ((b"x-should-retry", b"false"),)
+
+
+def test_who_waited_too_long_is_told_when_to_come_again() -> None:
+    error = errors.QueueTimeout("too long", retry_after_s=3)
+    assert (error.status, error.type, error.code) == (503, "server_error", "queue_timeout")
+    assert error.headers == ((b"retry-after", b"3"),)
