@@ -36,6 +36,8 @@ from relay.access import Access
 from relay.breaker import Breakers
 from relay.dispatch import Dispatcher
 from relay.door import Door
+from relay.limits import Limits
+from relay.lobby import Lobby
 from relay.relay import Relay
 from relay.routing import Router
 from relay.upstream import Upstream
@@ -69,11 +71,12 @@ class Gateway:
         breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
         router = Router(self.registry, settings.routing, breakers, rng, socket.gethostname())
         dispatcher = Dispatcher(self.registry, self._upstream, router, breakers, metrics, own, rng)
-        self._relay = Relay(access, dispatcher, metrics, own)
+        lobby = Lobby(settings.admission, self.registry, router, dispatcher, metrics)
+        self._relay = Relay(access, Limits(own.keys), lobby, dispatcher, metrics, own)
         self._in_flight = router.in_flight
         families = CollectorRegistry()
         families.register(metrics)
-        families.register(WorkersCollector(self.registry.workers, lambda: self._in_flight))
+        families.register(WorkersCollector(self.registry.workers, lambda: self._in_flight, lobby.admission.lengths))
         control = ControlClient(self._client, token=token)
         app = create_app(self.registry, access, self._logs, control, families, lambda: self._in_flight)
         self._fleet = Fleet(

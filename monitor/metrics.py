@@ -48,6 +48,8 @@ class RelayMetrics(Collector):
         self._worker_errors: dict[tuple[str, str], int] = defaultdict(int)
         self._seconds: dict[str, Seconds] = defaultdict(Seconds)
         self._first_byte: dict[str, Seconds] = defaultdict(Seconds)
+        self._queued: dict[str, Seconds] = defaultdict(Seconds)
+        self._queue_left: dict[tuple[str, str], int] = defaultdict(int)
 
     def observe(self, model: str, route: str, status: int, arrived: float, first_byte_at: float) -> None:
         """A request has ended. The times are ``time.perf_counter()`` values; ``first_byte_at`` 0: there was none.
@@ -58,6 +60,12 @@ class RelayMetrics(Collector):
         self._seconds[model].add(time.perf_counter() - arrived)
         if first_byte_at:
             self._first_byte[model].add(first_byte_at - arrived)
+
+    def queue_left(self, model: str, outcome: str, seconds: float) -> None:
+        """A request waited so long in its model's queue; ``outcome``: see ``relay/admission.py``."""
+        self._queue_left[model, outcome] += 1
+        if outcome == "served":
+            self._queued[model].add(seconds)
 
     def worker_error(self, worker_id: str, kind: str) -> None:
         self._worker_errors[worker_id, kind] += 1
@@ -72,6 +80,14 @@ class RelayMetrics(Collector):
         yield requests
         yield histogram("request", "From a request's arrival to the end of its answer.", self._seconds)
         yield histogram("first_byte", "From a request's arrival to the first byte of its answer.", self._first_byte)
+        yield histogram("queue", "What requests waited that found no free replica, and were served.", self._queued)
+        left = CounterMetricFamily(
+            "ichat_gateway_queue_left", "Requests that found no free replica, by what became of them.",
+            labels=["model", "outcome"],
+        )  # fmt: skip
+        for (model, outcome), count in self._queue_left.items():
+            left.add_metric([model, outcome], count)
+        yield left
         errors = CounterMetricFamily(
             "ichat_gateway_worker_errors", "Attempts that failed at a worker.", labels=["worker_id", "kind"]
         )
@@ -88,11 +104,17 @@ def histogram(what: str, documentation: str, models: Mapping[str, Seconds]) -> H
 
 
 class WorkersCollector(Collector):
-    """The workers and their requests in flight, read at the time of the scrape."""
+    """The workers, their requests in flight, and those that wait; read at the time of the scrape."""
 
-    def __init__(self, workers: Callable[[], Iterable[Worker]], in_flight: Callable[[], dict[str, int]]) -> None:
+    def __init__(
+        self,
+        workers: Callable[[], Iterable[Worker]],
+        in_flight: Callable[[], Mapping[str, int]],
+        waiting: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._workers = workers
         self._in_flight = in_flight
+        self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
         states = GaugeMetricFamily("ichat_gateway_workers", "Workers by model and state.", labels=["model", "state"])
@@ -109,3 +131,7 @@ class WorkersCollector(Collector):
         for worker_id, count in self._in_flight().items():
             flying.add_metric([worker_id], count)
         yield flying
+        waiting = GaugeMetricFamily("ichat_gateway_waiting", "Requests in a model's queue.", labels=["model"])
+        for model, count in self._waiting().items():
+            waiting.add_metric([model], count)
+        yield waiting

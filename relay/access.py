@@ -4,12 +4,16 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from ipaddress import ip_address
+from typing import Final
 from urllib.parse import urlsplit
 
-from config.settings import ServerSettings
+from config.admission import MOST_URGENT
+from config.settings import ClientKey, ServerSettings
 from utils.common import is_loopback
 from utils.errors import Forbidden, Unauthorized
 
+NOBODY: Final = ClientKey.model_construct(name="", hash="", weight=1.0, priority=MOST_URGENT, limits=None)
+"""Who asks where there are no keys: all alike, and free to say what is urgent."""
 CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 
 
@@ -17,26 +21,25 @@ class Access:
     """The rules of the three doors. Each ``require_*`` returns or raises Unauthorized or Forbidden."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        self._clients = {key.hash: key.name for key in settings.keys}
+        self._clients = {bytes.fromhex(key.hash.rpartition(":")[2]): key for key in settings.keys}
         self._admin_hash = settings.admin_key_hash
         token = settings.worker_token.get_secret_value() if settings.worker_token else ""
         self._worker_hash = hash_of(token) if token else None
         self.is_open = not self._clients
 
-    def require_client(self, headers: Mapping[bytes, bytes]) -> str:
-        """The name of the client's key; "" where the data plane is open."""
+    def require_client(self, headers: Mapping[bytes, bytes]) -> ClientKey:
+        """The client's key; ``NOBODY`` where the data plane is open."""
         if self.is_open:
-            return ""
-        key = presented_key(headers)
+            return NOBODY
         # A lookup by SHA-256 tells an attacker nothing by its timing: he cannot steer the hash towards a known one.
-        name = self._clients.get(hash_of(key)) if key else None
-        if name is None:
+        client = self._clients.get(hashlib.sha256(key_in(headers)).digest())
+        if client is None:
             raise Unauthorized(
                 "the API key is wrong or missing: send it as 'Authorization: Bearer KEY'",
                 code="invalid_api_key",
                 headers=CHALLENGE,
             )
-        return name
+        return client
 
     def require_admin(self, headers: Mapping[bytes, bytes], client_host: str) -> None:
         self._require(
@@ -60,7 +63,7 @@ class Access:
             if not is_loopback(client_host) or is_foreign_page(headers.get(b"origin", b"")):
                 raise Forbidden(closed)
             return
-        if not hmac.compare_digest(hash_of(presented_key(headers)), expected):
+        if not hmac.compare_digest(f"sha256:{hashlib.sha256(key_in(headers)).hexdigest()}", expected):
             raise Unauthorized("the key is wrong or missing: send it as 'Authorization: Bearer KEY'", headers=CHALLENGE)
 
 
@@ -80,8 +83,9 @@ def hash_of(key: str) -> str:
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def presented_key(headers: Mapping[bytes, bytes]) -> str:
+def key_in(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key that a request presents; b"" without one."""
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer" and key:
-        return key.strip().decode("latin-1")
-    return headers.get(b"x-api-key", b"").decode("latin-1")
+        return key.strip()
+    return headers.get(b"x-api-key", b"")

@@ -89,6 +89,10 @@ class Admission(Generic[E]):
         said = replica.capacity
         return self._capacities.get(model, self._default_capacity) or (said if said and said > 0 else None)
 
+    @property
+    def is_anyone_waiting(self) -> bool:
+        return bool(self._queues)
+
     def has_queue(self, model: str) -> bool:
         """Whether somebody waits, so that whoever comes has to wait too."""
         return model in self._queues
@@ -211,6 +215,10 @@ class Admission(Generic[E]):
             Standing(entry, position, None if first is None else first * (position + 1))
             for position, entry in enumerate(entries)
         ]
+
+    def lengths(self) -> dict[str, int]:
+        """How many wait, by model."""
+        return {model: len(queue) for model, queue in self._queues.items()}
 
     def queued_models(self) -> list[str]:
         return list(self._queues)

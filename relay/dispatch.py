@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from config.settings import ServerSettings
@@ -15,7 +16,7 @@ from relay.headers import Header, answer_headers, request_head, to_worker
 from relay.routing import Router
 from relay.upstream import Upstream
 from relay.usage import usage_of
-from relay.words import describe_workers, no_replica_ready, worker_error, worker_status
+from relay.words import describe_workers, no_replica_ready, out_of_time, worker_error, worker_status
 from utils.errors import ApiError
 from utils.logger import EventLogger
 
@@ -49,19 +50,27 @@ class Dispatcher:
         self._max_attempts = settings.max_attempts
         self._rng = rng
 
-    def dispatch(self, flight: Flight) -> None:
-        """Ask the next replica. Raises ApiError when there is none."""
-        replicas = self._router.replicas(flight.model, flight.call.route)
+    def dispatch(self, flight: Flight, replicas: Sequence[Replica]) -> None:
+        """Ask one of the replicas. Raises ApiError when there is none that it has not failed at."""
         replica = self._router.choose(flight, replicas)
         if replica is None:
             raise flight.last_error or no_replica_ready(flight.model, describe_workers(self._registry, flight.model))
         flight.pilot = self
         flight.attempts += 1
         flight.worker = replica.worker_id
+        flight.sent_at = time.perf_counter()
         call, address = flight.call, (replica.host, replica.port)
         headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
         head = request_head(call.target, address, headers, flight.id, len(flight.body))
         flight.exchange = self._upstream.open(address, head, flight.body, flight)
+
+    def limit(self, flight: Flight, seconds: float) -> None:
+        """The client waits no longer than this for the first byte of its answer."""
+        flight.timer = asyncio.get_running_loop().call_later(seconds, self._give_up, flight, seconds)
+
+    @staticmethod
+    def _give_up(flight: Flight, seconds: float) -> None:
+        flight.owner.fail(flight, out_of_time(flight.worker, seconds))
 
     def land(self, flight: Flight) -> None:
         """It has no business at a worker any more: the end of an answer, or of an attempt."""
@@ -85,6 +94,12 @@ class Dispatcher:
         else:
             self._breakers.succeeded(flight.worker)
         self._router.has_begun(placing)
+        flight.has_answer = True
+        if flight.timer is not None:
+            flight.timer.cancel()
+        if flight.is_told:
+            flight.collected = None if is_event_stream(exchange.headers) else []
+            return
         flight.status = exchange.status
         flight.is_event_stream = is_event_stream(exchange.headers)
         flight.call.start(exchange.status, answer_headers(exchange.headers, flight.answer_headers()))
@@ -114,7 +129,7 @@ class Dispatcher:
         self._note_failure(flight, replica, error)
         flight.last_error = worker_error(replica, error)
         was_sent = not isinstance(error, ConnectFailed)
-        if flight.call.started or isinstance(error, WorkerSilent) or (was_sent and NO_RETRY_HEADER in flight.headers):
+        if flight.has_answer or isinstance(error, WorkerSilent) or (was_sent and NO_RETRY_HEADER in flight.headers):
             self.land(flight)
             flight.owner.fail(flight, flight.last_error)
         else:
@@ -128,7 +143,7 @@ class Dispatcher:
         self._metrics.worker_error(replica.worker_id, type(error).__name__)
         logger.warning(
             "worker_failed", request_id=flight.id.decode(), worker_id=replica.worker_id, attempt=flight.attempts,
-            started=flight.call.started, error=str(error),
+            started=flight.has_answer, error=str(error),
         )  # fmt: skip
 
     def _fail_circuit(self, replica: Replica) -> None:
@@ -150,7 +165,7 @@ class Dispatcher:
     def _dispatch_again(self, flight: Flight) -> None:
         flight.cancel_wait = None
         try:
-            self.dispatch(flight)
+            self.dispatch(flight, self._router.replicas(flight.model, flight.call.route))
         except ApiError as error:
             flight.owner.fail(flight, error)
         except Exception as error:

@@ -1,13 +1,17 @@
 """Flight: one request of the data plane on its way, from its head at the door to the end of its answer."""
 
+import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from relay.access import NOBODY
 from relay.call import Call
 from relay.exchange import Exchange, UpstreamError
 from relay.headers import Header, request_id
-from utils.errors import ApiError
+from relay.limits import UNLIMITED
+from utils.errors import ApiError, WorkerBroke
 from utils.logger import EventLogger
 
 if TYPE_CHECKING:
@@ -43,9 +47,10 @@ class Flight:
     It reads the worker's answer (``Reader``): pieces of the body go straight on to the client.
     """
 
-    __slots__ = ("arrived", "attempts", "before_last", "body", "call", "cancel_wait", "decision", "exchange", "headers",
-                 "id", "is_event_stream", "last", "last_error", "model", "owner", "pilot", "placing", "prompt", "session",
-                 "status", "tried", "worker")  # fmt: skip
+    __slots__ = ("arrived", "attempts", "before_last", "body", "call", "cancel_wait", "client", "collected",
+                 "decision", "exchange", "grant", "has_answer", "headers", "id", "is_event_stream", "is_stream",
+                 "is_told", "last", "last_error", "model", "owner", "pieces", "pilot", "placing", "prompt",
+                 "queued_s", "sent_at", "session", "status", "timer", "tried", "worker")  # fmt: skip
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
@@ -55,7 +60,10 @@ class Flight:
         self.id = request_id(self.headers)
         self.arrived = time.perf_counter()
         self.body = b""
+        self.client = NOBODY
+        self.grant = UNLIMITED
         self.model = ""
+        self.is_stream = False  # it asks for one
         self.session = b""
         self.prompt = b""  # what the engine makes its prompt of, as written
         self.worker = ""
@@ -65,17 +73,25 @@ class Flight:
         self.attempts = 0
         self.tried: list[str] = []  # workers that it failed at
         self.last_error: ApiError | None = None
+        self.sent_at = 0.0  # time.perf_counter() of the last attempt
+        self.queued_s = 0.0
+        self.has_answer = False  # a worker's answer is passed on
         self.status = 0
         self.is_event_stream = False
+        self.is_told = False  # the client has been told that it waits: the head of a stream has gone out
+        self.collected: list[bytes] | None = None  # an answer that is no stream, for a client that was promised one
+        self.pieces = 0  # of the answer
         self.before_last = self.last = b""  # pieces of the answer
         self.cancel_wait: Callable[[], None] | None = None  # ends what it waits for, if that is no worker
+        self.timer: asyncio.TimerHandle | None = None  # of the time that the client gives it
 
     def answer_headers(self) -> list[Header]:
         headers = [
             (b"x-request-id", self.id),
             (b"x-ichat-worker", self.worker.encode() or b"none"),
             (b"x-ichat-attempts", b"%d" % self.attempts),
-            (b"x-ichat-queue-ms", b"0"),
+            (b"x-ichat-queue-ms", b"%d" % (self.queued_s * 1000)),
+            *self.grant.headers(),
         ]
         if self.decision:
             headers.append((b"x-ichat-decision", self.decision))
@@ -95,13 +111,21 @@ class Flight:
 
     def take(self, piece: bytes, last: bool) -> None:
         try:
+            if self.collected is not None:
+                piece = self._collect(self.collected, piece, last)
             self.call.push(piece, last)
             if piece:
+                self.pieces += 1
                 self.before_last, self.last = self.last, piece
             if last:
                 self.owner.end(self)
         except Exception as error:
             self.owner.crash(self, error)
+
+    @staticmethod
+    def _collect(collected: list[bytes], piece: bytes, last: bool) -> bytes:
+        collected.append(piece)
+        return as_event(b"".join(collected)) if last else b""
 
     def take_error(self, error: UpstreamError) -> None:
         try:
@@ -112,7 +136,25 @@ class Flight:
     def give_up(self) -> None:
         self.call.give_up()
 
+    def tell(self, comment: bytes) -> None:
+        """An SSE comment for a client that waits for a stream, which begins with it."""
+        if not self.is_told:
+            self.is_told = self.is_event_stream = True
+            self.status = 200
+            head = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            self.call.start(self.status, [*head, (b"x-request-id", self.id)])
+        self.call.push(comment, last=False)
+
     def make_room(self) -> None:
         """The client reads again."""
         if self.exchange is not None:
             self.exchange.deliver()
+
+
+def as_event(body: bytes) -> bytes:
+    """An answer that is no stream, such as an engine's 400, as the one event of a stream; without ``[DONE]``."""
+    try:
+        line = json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except ValueError:
+        line = WorkerBroke(f"the worker answered no JSON: {body[:200]!r}", code="bad_worker_answer").body()
+    return b"data: %b\n\n" % line

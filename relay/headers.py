@@ -1,6 +1,6 @@
 """Which headers cross the gateway, and the bytes of a request's head towards a worker."""
 
-import os
+import random
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -19,12 +19,14 @@ NOT_TO_WORKERS: Final = frozenset(
         b"accept-encoding",
         # ours is sent instead
         b"x-request-id",
+        # said to the gateway
+        b"x-ichat-priority", b"x-ichat-timeout-s", b"x-ichat-session", b"x-ichat-explain", b"x-ichat-no-retry",
     }
 )  # fmt: skip
 NOT_TO_CLIENTS: Final = frozenset(
     {
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-        b"server", b"x-request-id", b"x-ichat-worker", b"x-ichat-attempts", b"x-ichat-queue-ms",
+        b"server", b"x-request-id", b"x-ichat-worker", b"x-ichat-attempts", b"x-ichat-queue-ms", b"x-ichat-decision",
         b"set-cookie",
     }
 )  # fmt: skip
@@ -36,7 +38,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     given = headers.get(b"x-request-id", b"")
     if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable():
         return given
-    return b"req-" + os.urandom(16).hex().encode()
+    return b"req-%032x" % random.getrandbits(128)
 
 
 def to_worker(headers: list[Header], connection: bytes) -> list[Header]:

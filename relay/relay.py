@@ -1,5 +1,6 @@
 """Relay: the data plane. Requests come in by the doors (relay/door.py), answers go out by the workers'."""
 
+import time
 from http import HTTPStatus
 from typing import Final
 
@@ -9,8 +10,11 @@ from relay.access import Access
 from relay.call import Call
 from relay.dispatch import Dispatcher
 from relay.flight import Flight
-from relay.request import body_too_large, check_content_type, content_of, parse_fields, session_of
+from relay.limits import UNLIMITED, Limits, estimate_tokens
+from relay.lobby import Lobby
+from relay.request import body_too_large, check_content_type, content_of, new_tokens_of, parse_fields, session_of
 from relay.routes import ROUTES
+from relay.usage import usage_of
 from relay.words import stopping
 from utils.errors import ApiError, InternalError
 from utils.logger import EventLogger
@@ -26,8 +30,18 @@ class Relay:
 
     routes: frozenset[str] = frozenset(ROUTES)
 
-    def __init__(self, access: Access, dispatcher: Dispatcher, metrics: RelayMetrics, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        access: Access,
+        limits: Limits,
+        lobby: Lobby,
+        dispatcher: Dispatcher,
+        metrics: RelayMetrics,
+        settings: ServerSettings,
+    ) -> None:
         self._access = access
+        self._limits = limits
+        self._lobby = lobby
         self._dispatcher = dispatcher
         self._metrics = metrics
         self.max_body: int = settings.max_body_bytes
@@ -40,7 +54,7 @@ class Relay:
         """Answers those at once that are not to be served. The others' bodies may come."""
         flight = self._flights[call] = Flight(call, self)
         try:
-            self._access.require_client(flight.headers)
+            flight.client = self._access.require_client(flight.headers)
             check_content_type(flight.headers)
             if call.expects_continue and int(flight.headers.get(b"content-length", b"0")) > self.max_body:
                 raise body_too_large(self.max_body)
@@ -85,8 +99,9 @@ class Relay:
         flight.body = flight.call.body
         fields = parse_fields(flight.body)
         flight.model, flight.session = str(fields.model), session_of(flight.headers, fields)
-        flight.prompt = content_of(fields)
-        self._dispatcher.dispatch(flight)
+        flight.prompt, flight.is_stream = content_of(fields), bool(fields.stream)
+        flight.grant = self._limits.admit(flight.client.name, flight.body, new_tokens_of(fields))
+        self._lobby.enter(flight)
 
     def end(self, flight: Flight) -> None:
         """On every way out: nothing of it is left at a worker or in a queue, and it has been counted."""
@@ -95,11 +110,28 @@ class Relay:
             return
         if flight.cancel_wait is not None:
             flight.cancel_wait()
+        if flight.timer is not None:
+            flight.timer.cancel()
+        if flight.has_answer:
+            self._lobby.admission.landed(flight.model, time.perf_counter() - flight.sent_at)
         self._dispatcher.land(flight)
         call.abort()  # an answer that is not whole
+        if flight.grant is not UNLIMITED:
+            self._settle(flight)
         status = CLIENT_GONE if call.disconnected else flight.status
         first_byte_at = call.first_byte_at if flight.status == HTTPStatus.OK else 0.0
         self._metrics.observe(flight.model, call.route, status, flight.arrived, first_byte_at)
+        self._lobby.call_next()
+
+    @staticmethod
+    def _settle(flight: Flight) -> None:
+        """What the request really used: by its usage; for want of that, a token for each piece of a stream."""
+        if flight.has_answer:
+            used = usage_of(flight.before_last, flight.last).total
+            flight.grant.settle(used if used is not None else estimate_tokens(flight.body) + flight.pieces)
+        else:
+            flight.grant.settle(0)
+        flight.grant.release()
 
     def fail(self, flight: Flight, error: ApiError) -> None:
         """Ends it with an error. An answer that has begun ends so that no client takes it for a whole one:
@@ -112,7 +144,8 @@ class Relay:
             headers = [(b"content-type", b"application/json"), *error.headers, *flight.answer_headers()]
             call.answer(error.status, headers, error.body())
         else:
-            logger.error("answer_cut", request_id=flight.id.decode(), worker_id=flight.worker, error=error.message)
+            if flight.has_answer:
+                logger.error("answer_cut", request_id=flight.id.decode(), worker_id=flight.worker, error=error.message)
             if flight.is_event_stream and call.is_open_ended:
                 call.push(b"data: %b\n\n" % error.body(), last=True)
         self.end(flight)

@@ -22,6 +22,9 @@ class RequestFields(msgspec.Struct):
     model: str | msgspec.UnsetType = msgspec.UNSET
     stream: bool | None = None
     n: int | float | None = None
+    max_tokens: msgspec.Raw = msgspec.Raw()
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    max_output_tokens: msgspec.Raw = msgspec.Raw()
     user: msgspec.Raw = msgspec.Raw()  # as written: what it means is the engine's matter
     prompt_cache_key: msgspec.Raw = msgspec.Raw()
     tools: msgspec.Raw = msgspec.Raw()
@@ -60,6 +63,15 @@ def session_of(headers: Headers, fields: RequestFields) -> bytes:
         if key not in NO_SESSION:
             return key
     return b""
+
+
+def new_tokens_of(fields: RequestFields) -> int:
+    """The most that the model may say, all answers together; 0 where the request does not say."""
+    for limit in (fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens):
+        text = bytes(limit)
+        if text.isdigit() and len(text) < 10:
+            return int(text) * max(1, int(fields.n or 1))
+    return 0
 
 
 def content_of(fields: RequestFields) -> bytes:

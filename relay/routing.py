@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from config.settings import RoutingSettings
@@ -79,7 +80,7 @@ class Router:
             raise task_refused(model, route, replicas)
         return able
 
-    def choose(self, flight: Flight, replicas: tuple[Replica, ...]) -> Replica | None:
+    def choose(self, flight: Flight, replicas: Sequence[Replica]) -> Replica | None:
         """One that the flight has not failed at; None when none is left. It is placed there."""
         model = flight.model
         name = self._policies.get(model, self._default)

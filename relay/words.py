@@ -46,6 +46,14 @@ def describe_worker(worker: Worker) -> str:
     return f"{worker.id} is {worker.state}{f' ({why})' if why else ''}"
 
 
+def out_of_time(worker_id: str, seconds: float) -> WorkerTimeout:
+    where = f"worker {worker_id} has" if worker_id else "no worker has"
+    return WorkerTimeout(
+        f"{where} not begun to answer within the {seconds:g} s of the header x-ichat-timeout-s",
+        code="deadline_exceeded",
+    )
+
+
 def name_of(replica: Replica) -> str:
     return f"worker {replica.worker_id} ({replica.host}:{replica.port})"
 

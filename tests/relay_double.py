@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from prometheus_client import CollectorRegistry
 
+from config.admission import AdmissionSettings
 from config.settings import RoutingSettings, ServerSettings
 from config.states import WorkerState
 from monitor.heartbeat import Heartbeat
@@ -19,6 +20,8 @@ from relay.access import Access
 from relay.breaker import Breakers
 from relay.dispatch import Dispatcher
 from relay.door import Door
+from relay.limits import Limits
+from relay.lobby import Lobby
 from relay.relay import Relay
 from relay.routing import Router
 from relay.upstream import Upstream
@@ -65,7 +68,9 @@ class Gate:
 
 
 @asynccontextmanager
-async def door(routing: RoutingSettings | None = None, **settings: Any) -> AsyncIterator[Gate]:
+async def door(
+    routing: RoutingSettings | None = None, admission: AdmissionSettings | None = None, **settings: Any
+) -> AsyncIterator[Gate]:
     own = ServerSettings(**settings)
     registry, metrics = WorkerRegistry(), CollectorRegistry()
     upstream = Upstream(connect_timeout_s=2, answer_timeout_s=own.answer_timeout_s)
@@ -79,7 +84,9 @@ async def door(routing: RoutingSettings | None = None, **settings: Any) -> Async
     rng = random.Random(1)
     breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
     router = Router(registry, routing or RoutingSettings(), breakers, rng)
-    relay = Relay(Access(own), Dispatcher(registry, upstream, router, breakers, counts, own, rng), counts, own)
+    dispatcher = Dispatcher(registry, upstream, router, breakers, counts, own, rng)
+    lobby = Lobby(admission or AdmissionSettings(), registry, router, dispatcher, counts)
+    relay = Relay(Access(own), Limits(own.keys), lobby, dispatcher, counts, own)
     sock = bind_socket("127.0.0.1", 0)
     sock.listen()
     server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, relay))

@@ -1,0 +1,165 @@
+"""Lobby: a flight goes to a worker at once if one has room, else it waits for its turn here."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from config.admission import AdmissionSettings
+from monitor.metrics import RelayMetrics
+from monitor.registry import Replica, Worker, WorkerRegistry
+from relay.admission import Admission
+from relay.dispatch import Dispatcher
+from relay.fair_queue import Entry
+from relay.flight import Flight
+from relay.routing import Router
+from relay.waiting import TIMEOUT_HEADER, priority_of, queue_notice, timeout_of
+from utils.errors import ApiError
+
+SWEEP_S: Final = 1.0
+"""How often those who wait are looked after: deadlines, and word to streams of where they stand."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(Entry):
+    """A flight in the queue of its model."""
+
+    flight: Flight | None = None  # None never stays: Entry's defaults come first
+
+
+class Lobby:
+    """Between the relay, which takes requests in, and the dispatcher, which asks workers."""
+
+    def __init__(
+        self,
+        settings: AdmissionSettings,
+        registry: WorkerRegistry,
+        router: Router,
+        dispatcher: Dispatcher,
+        metrics: RelayMetrics,
+    ) -> None:
+        self.admission: Admission[Waiting] = Admission(settings, registry.route, metrics)
+        self._settings = settings
+        self._registry = registry
+        self._router = router
+        self._dispatcher = dispatcher
+        self._is_calling = False
+        self._is_called_again = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        registry.subscribe(self._on_change)
+
+    def enter(self, flight: Flight) -> None:
+        """Dispatch it, now or when it is its turn. Raises ApiError."""
+        model = flight.model
+        if TIMEOUT_HEADER in flight.headers:
+            self._dispatcher.limit(flight, timeout_of(flight.headers, 0))
+        replicas = self._router.replicas(model, flight.call.route)
+        if not self.admission.has_queue(model):
+            free = self._free(model, replicas)
+            if free or not replicas:
+                self._dispatcher.dispatch(flight, free)
+                return
+        self._wait(flight)
+
+    def _free(self, model: str, replicas: Sequence[Replica]) -> Sequence[Replica]:
+        """The replicas that may get one more."""
+        in_flight, capacity = self._router.in_flight, self.admission.capacity
+        for replica in replicas:
+            limit = capacity(model, replica)
+            if limit is not None and in_flight.get(replica.worker_id, 0) >= limit:
+                break
+        else:
+            return replicas  # the usual case, without a new list
+        return [
+            replica
+            for replica in replicas
+            if (limit := capacity(model, replica)) is None or in_flight.get(replica.worker_id, 0) < limit
+        ]
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    def _wait(self, flight: Flight) -> None:
+        now, client, model = time.monotonic(), flight.client, flight.model
+        deadline = now + timeout_of(flight.headers, self._settings.timeout_of(model))
+        priority = priority_of(flight.headers, client.priority)
+        entry = Waiting(client.name, priority, client.weight, now, deadline, flight.id.decode("latin-1"), flight)
+        pushed_out = self.admission.enter(model, entry, now)
+        flight.cancel_wait = lambda: self._leave(model, entry)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        if pushed_out is not None:
+            self._fail(pushed_out, self.admission.full(model))
+
+    def _leave(self, model: str, entry: Waiting) -> None:
+        self.admission.leave(model, entry, time.monotonic())
+
+    @staticmethod
+    def _fail(entry: Waiting, error: ApiError) -> None:
+        assert entry.flight is not None
+        entry.flight.cancel_wait = None
+        entry.flight.owner.fail(entry.flight, error)
+
+    def _on_change(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
+        self.call_next()
+
+    def call_next(self) -> None:
+        """A worker has room again, or there is another one: whose turn is it?"""
+        if not self.admission.is_anyone_waiting:
+            return
+        if self._is_calling:  # what is called may end at once, and free a place itself
+            self._is_called_again = True
+            return
+        self._is_calling = self._is_called_again = True
+        try:
+            while self._is_called_again:
+                self._is_called_again = False
+                for model in self.admission.queued_models():
+                    self._call_all(model)
+        finally:
+            self._is_calling = False
+
+    def _call_all(self, model: str) -> None:
+        while True:
+            replicas = self._registry.route(model)
+            free = self._free(model, replicas or ())
+            if replicas and not free:
+                return
+            entry = self.admission.next(model, time.monotonic())
+            if entry is None:
+                return
+            self._dispatch(entry)
+
+    def _dispatch(self, entry: Waiting) -> None:
+        flight = entry.flight
+        assert flight is not None
+        flight.cancel_wait = None
+        flight.queued_s = time.monotonic() - entry.arrived
+        try:
+            replicas = self._router.replicas(flight.model, flight.call.route)
+            self._dispatcher.dispatch(flight, self._free(flight.model, replicas) or replicas)
+        except ApiError as error:
+            flight.owner.fail(flight, error)
+        except Exception as error:
+            flight.owner.crash(flight, error)
+
+    # -- every second ----------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = time.monotonic()
+        for model, entry in self.admission.expired(now):
+            self._fail(entry, self.admission.too_late(model))
+        for model in self.admission.queued_models():
+            self._notify(model, now)
+        self.call_next()
+        if self.admission.queued_models():
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _notify(self, model: str, now: float) -> None:
+        """Streams that have waited for long hear of it, so that nobody between takes them for dead."""
+        notice_s = self._settings.queue_notice_s
+        for standing in self.admission.standings(model):
+            entry = standing.entry
+            if entry.flight is not None and entry.flight.is_stream and now - entry.arrived >= notice_s:
+                entry.flight.tell(queue_notice(standing.position, standing.eta_s))
