@@ -36,19 +36,24 @@ class Gate:
     """A relay that listens, and what a test wants to see of it."""
 
     def __init__(
-        self, port: int, relay: Relay, router: Router, registry: WorkerRegistry, metrics: CollectorRegistry
+        self,
+        port: int,
+        relay: Relay,
+        router: Router,
+        lobby: Lobby,
+        registry: WorkerRegistry,
+        metrics: CollectorRegistry,
     ) -> None:
         self.port = port
         self.relay = relay
         self.router = router
+        self.lobby = lobby
         self.registry = registry
         self.metrics = metrics
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, verify=False)
 
-    def add(self, worker_id: str, address: tuple[str, int], model: str = MODEL, tasks: tuple[str, ...] = ()) -> None:
-        beat = Heartbeat(
-            worker_id=worker_id, model_name=model, backend="x", host=address[0], port=address[1], tasks=tasks
-        )
+    def add(self, worker_id: str, address: tuple[str, int], model: str = MODEL, **more: Any) -> None:
+        beat = Heartbeat(worker_id=worker_id, model_name=model, backend="x", host=address[0], port=address[1], **more)
         self.registry.upsert(beat, now=0)
 
     def state(self, worker_id: str) -> WorkerState:
@@ -91,7 +96,7 @@ async def door(
     sock.listen()
     server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, relay))
     serving = asyncio.create_task(server.run_until_stopped())
-    opened = Gate(sock.getsockname()[1], relay, router, registry, metrics)
+    opened = Gate(sock.getsockname()[1], relay, router, lobby, registry, metrics)
     try:
         yield opened
     finally:
