@@ -4,7 +4,8 @@ The tokens of an answer follow from its prompt alone. A request may bring its ow
 
     {"model": "...", "messages": [...], "fake": {"tokens": 20, "rate": 50, "fault": "cut", "after": 5}}
 
-``fault`` is ``hang`` (no more tokens), ``die`` (the process is killed) or ``cut`` (the connection breaks).
+``fault`` is ``hang`` (no more tokens), ``die`` (the process is killed), ``cut`` (the connection breaks), ``report`` (a
+stream ends as vLLM ends it when its engine has died) or ``short`` (it ends by ``[DONE]``, but has no finish reason).
 """
 
 import argparse
@@ -15,8 +16,7 @@ import json
 import math
 import os
 import signal
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -27,21 +27,23 @@ from starlette.routing import Route
 
 from backends.base import ASGIApp, BaseBackend, Progress
 from backends.complaints import explain_nearest
+from backends.fake.answer import Answer, ChoiceMaker, EngineDied, chat_choice, text_choice
 from backends.fake.dialects import MessageAnswer, ResponseAnswer
+from backends.fake.words import Prompt, chat_prompt, completion_prompt, seed_of, word_of
 from backends.status import EngineFacts
 from config.args import WorkerParser
 from utils.common import package_version
 from utils.errors import BadRequest, ConfigError
 
-WORDS = ("light", "river", "stone", "cloud", "green", "seven", "quiet", "maple", "north", "glass", "amber", "field")
 DIMENSIONS = 8
 CLIENT_GONE = 499
-FAULTS = ("", "hang", "die", "cut")
+FAULTS = ("", "hang", "die", "cut", "report", "short")
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """How an answer comes: ``tokens``, ``rate`` a second (0: at once), and what goes wrong ``after`` how many."""
+    """How an answer comes: its ``tokens``, those included that the request brings as its beginning, ``rate`` a second
+    (0: at once), and what goes wrong ``after`` how many of this engine's own."""
 
     tokens: int = 16
     rate: float = 0.0
@@ -140,7 +142,7 @@ class FakeEngine:
                 Route("/v1/embeddings", self._embed, methods=["POST"]),
                 Route("/v1/models", self._models),
             ],
-            exception_handlers={BadRequest: answer_bad_request},
+            exception_handlers={BadRequest: answer_bad_request, EngineDied: answer_dead},
         )
 
     def progress(self) -> Progress:
@@ -163,36 +165,41 @@ class FakeEngine:
     async def _chat(self, request: Request) -> Response:
         body = await read_json(request)
         check_messages(body)
-        return await self._generate(request, body, json.dumps(body["messages"]), "chat.completion", chat_choice)
+        return await self._generate(request, body, chat_prompt(body), "chat.completion", chat_choice)
 
     async def _complete(self, request: Request) -> Response:
         body = await read_json(request)
-        return await self._generate(request, body, str(body.get("prompt", "")), "text_completion", text_choice)
+        given = body.get("prompt", "")
+        prompt = completion_prompt(str(given[0] if isinstance(given, list) and len(given) == 1 else given))
+        return await self._generate(request, body, prompt, "text_completion", text_choice)
 
     async def _respond(self, request: Request) -> Response:
         body = await read_json(request)
         if not isinstance(body.get("input"), str | list):
             raise BadRequest("input is missing: send a text or a list of items", param="input")
-        prompt = json.dumps([body.get("instructions"), body["input"]])
+        prompt = Prompt(json.dumps([body.get("instructions"), body["input"]]))
         return await self._say(request, body, ResponseAnswer(str(body["model"]), prompt), "max_output_tokens")
 
     async def _message(self, request: Request) -> Response:
         body = await read_json(request)
         check_messages(body)
-        prompt = json.dumps([body.get("system"), body["messages"]])
+        prompt = Prompt(json.dumps([body.get("system"), body["messages"]]))
         return await self._say(request, body, MessageAnswer(str(body["model"]), prompt), "max_tokens")
 
     async def _generate(
-        self, request: Request, body: dict[str, Any], prompt: str, kind: str, choice: "ChoiceMaker"
+        self, request: Request, body: dict[str, Any], prompt: Prompt, kind: str, choice: ChoiceMaker
     ) -> Response:
-        usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        answer = Answer(str(body["model"]), prompt, kind, choice, usage)
+        options = body.get("stream_options") or {}
+        usage = bool(options.get("include_usage"))
+        answer = Answer(
+            str(body["model"]), prompt, kind, choice, usage, usage and bool(options.get("continuous_usage_stats"))
+        )
         return await self._say(request, body, answer, "max_completion_tokens", "max_tokens")
 
     async def _say(self, request: Request, body: dict[str, Any], answer: "Speech", *limits: str) -> Response:
         limit = next((body[name] for name in limits if body.get(name) is not None), None)
         self._check(body, answer.prompt, limit)
-        script = override(self._script, body.get("fake") or {}, limit)
+        script = override(self._script, body.get("fake") or {}, limit, answer.prompt.said)
         tokens = self._tokens(answer.prompt, script)
         if body.get("stream"):
             return StreamingResponse(answer.stream(tokens), media_type="text/event-stream")
@@ -204,21 +211,21 @@ class FakeEngine:
                     return Response(status_code=CLIENT_GONE)
         return JSONResponse(answer.whole(words))
 
-    def _check(self, body: dict[str, Any], prompt: str, limit: Any) -> None:
+    def _check(self, body: dict[str, Any], prompt: Prompt, limit: Any) -> None:
         """What the real engines refuse too. Raises BadRequest."""
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise BadRequest(f"max_tokens is {limit!r}: give a whole number from 1", param="max_tokens")
         if not isinstance(body.get("temperature", 0), int | float | None):
             raise BadRequest("temperature must be a number", param="temperature")
-        words = len(prompt.split())
-        if words > self._max_model_len:
+        if prompt.tokens > self._max_model_len:
             raise BadRequest(
-                f"the prompt has {words} tokens, and the model's context length is {self._max_model_len}: send less",
+                f"the prompt has {prompt.tokens} tokens, and the model's context length is {self._max_model_len}: "
+                "send less",
                 code="context_length_exceeded",
             )
 
-    async def _tokens(self, prompt: str, script: Script) -> AsyncGenerator[str, None]:
-        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
+    async def _tokens(self, prompt: Prompt, script: Script) -> AsyncGenerator[str, None]:
+        seed = seed_of(prompt.text)
         self._running += 1
         try:
             await self._awake.wait()  # a sleeping engine takes requests, and answers when it wakes
@@ -226,7 +233,7 @@ class FakeEngine:
                 if script.fault and index >= script.after:
                     await self._go_wrong(script.fault)
                 self._steps += 1
-                yield WORDS[(seed + index * 7) % len(WORDS)] + " "
+                yield word_of(seed, prompt.said + index)
                 await asyncio.sleep(1 / script.rate if script.rate else 0)
         finally:
             self._running -= 1
@@ -236,6 +243,8 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "cut":
             raise ConnectionError("the fake engine was told to cut this answer")
+        if fault in ("report", "short"):
+            raise EngineDied(report=fault == "report")
         await asyncio.Event().wait()
 
     async def _embed(self, request: Request) -> Response:
@@ -253,76 +262,24 @@ class Speech(Protocol):
     """The same words in the shape of some route."""
 
     @property
-    def prompt(self) -> str: ...
+    def prompt(self) -> Prompt: ...
 
     def whole(self, words: list[str]) -> dict[str, Any]: ...
 
     def stream(self, tokens: AsyncIterator[str]) -> AsyncIterator[bytes]: ...
 
 
-ChoiceMaker = Callable[[str, str | None, bool], dict[str, Any]]
-"""(text, finish reason, whether it is one piece of a stream) -> a choice object."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The JSON objects of one answer, of a chat or a completion."""
-
-    model: str
-    prompt: str
-    kind: str
-    choice: ChoiceMaker
-    usage: bool  # whether a stream ends with it
-
-    async def stream(self, tokens: AsyncIterator[str]) -> AsyncIterator[bytes]:
-        count = 0
-        async for word in tokens:
-            count += 1
-            yield sse(self.chunk(word, None))
-        yield sse(self.chunk("", "stop"))
-        if self.usage:
-            yield sse(self.usage_chunk(count))
-        yield b"data: [DONE]\n\n"
-
-    def chunk(self, text: str, finish: str | None) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
-        return {**self._head(kind), "choices": [self.choice(text, finish, True)]}
-
-    def usage_chunk(self, tokens: int) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
-        return {**self._head(kind), "choices": [], "usage": self._usage(tokens)}
-
-    def whole(self, words: list[str]) -> dict[str, Any]:
-        choice = self.choice("".join(words), "stop", False)
-        return {**self._head(self.kind), "choices": [choice], "usage": self._usage(len(words))}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        identity = hashlib.sha256(self.prompt.encode()).hexdigest()[:24]
-        return {"id": f"fake-{identity}", "object": kind, "created": int(time.time()), "model": self.model}
-
-    def _usage(self, tokens: int) -> dict[str, int]:
-        prompt = len(self.prompt.split())
-        return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
-
-
-def chat_choice(text: str, finish: str | None, piece: bool) -> dict[str, Any]:
-    message = {"content": text} if piece else {"role": "assistant", "content": text}
-    return {"index": 0, "delta" if piece else "message": message, "finish_reason": finish}
-
-
-def text_choice(text: str, finish: str | None, _: bool) -> dict[str, Any]:
-    return {"index": 0, "text": text, "finish_reason": finish, "logprobs": None}
-
-
-def override(script: Script, given: dict[str, Any], max_tokens: Any) -> Script:
-    """The engine's script with the request's own over it. Raises BadRequest for an unknown key."""
+def override(script: Script, given: dict[str, Any], max_tokens: Any, said: int) -> Script:
+    """The engine's script with the request's own over it, less the tokens ``said`` before. Raises BadRequest for an
+    unknown key."""
     try:
         script = replace(script, **given)
     except TypeError as error:
         raise BadRequest(f"fake: {error}", param="fake") from error
     if script.fault not in FAULTS:
         raise BadRequest(f"fake: there is no fault {script.fault!r}: there are {', '.join(FAULTS)}", param="fake")
-    return replace(script, tokens=min(script.tokens, max_tokens)) if isinstance(max_tokens, int) else script
+    left = max(script.tokens - said, 0)
+    return replace(script, tokens=min(left, max_tokens) if isinstance(max_tokens, int) else left)
 
 
 def embed(text: str) -> list[float]:
@@ -355,5 +312,6 @@ async def answer_bad_request(_: Request, error: Exception) -> Response:
     return Response(error.body(), status_code=error.status, media_type="application/json")
 
 
-def sse(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event).encode() + b"\n\n"
+async def answer_dead(_: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineDied)
+    return JSONResponse(error.error(), status_code=500)

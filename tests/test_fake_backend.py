@@ -8,12 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.base import Progress
+from backends.fake.words import WORDS, completion_prompt, seed_of, word_of
 from backends.fake_backend import FakeBackend, FakeEngine, Script, parse_engine_arguments
 from backends.status import WorkerStatus
 from config.args import WorkerArguments
-from tests.doubles import JUMPING
+from tests.doubles import JUMPING, PATIENT
 from tests.engine_double import Doors
 from utils.errors import ConfigError
 
@@ -204,6 +207,66 @@ async def test_an_engine_that_hangs_has_a_request_and_makes_no_step(
 async def test_progress_counts_requests_and_tokens(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     await asyncio.gather(chat(client), chat(client, stream=True))
     assert engine.progress() == Progress(running=0, steps=32)
+
+
+# -- going on, and breaking ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cut", [1, 5, 11])
+async def test_a_chat_goes_on_where_its_answer_ended(client: httpx.AsyncClient, cut: int) -> None:
+    whole = (await chat(client, max_tokens=12)).json()
+    said = content_of(await chat(client, max_tokens=12))
+    begun = "".join(f"{word} " for word in said.split()[:cut])
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": begun}]
+    answer = await chat(client, messages=messages, continue_final_message=True, max_tokens=12 - cut)
+    assert begun + content_of(answer) == said
+    usage = answer.json()["usage"]
+    assert usage["prompt_tokens"] == whole["usage"]["prompt_tokens"] + cut
+    assert usage["completion_tokens"] == 12 - cut
+    assert answer.json()["id"] != whole["id"]
+
+
+@PATIENT
+@given(
+    st.text(max_size=10)
+    | st.lists(st.sampled_from([*WORDS, "x"]), max_size=4).map(lambda words: " ".join([*words, ""])),
+    st.integers(0, 30),
+)
+def test_a_completion_goes_on_where_its_prompt_ended(text: str, cut: int) -> None:
+    """Whatever the prompt ends in, be it words that this engine itself could have said."""
+    prompt = completion_prompt(text)
+    answer = [word_of(seed_of(prompt.text), prompt.said + index) for index in range(cut)]
+    longer = completion_prompt(text + "".join(answer))
+    assert (longer.text, longer.said) == (prompt.text, prompt.said + cut)
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_goes_on_is_no_longer_than_the_whole(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "light " * 14}]
+    assert len(content_of(await chat(client, messages=messages, continue_final_message=True)).split()) == 2
+
+
+@pytest.mark.anyio
+async def test_every_chunk_counts_its_tokens_when_asked(client: httpx.AsyncClient) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *pieces, _ = events_of(await chat(client, stream=True, max_tokens=3, stream_options=options))
+    assert [json.loads(piece)["usage"]["completion_tokens"] for piece in pieces] == [1, 2, 3, 3, 3]
+
+
+@pytest.mark.anyio
+async def test_a_dead_engine_is_reported_as_vllm_reports_it(client: httpx.AsyncClient) -> None:
+    fake = {"fault": "report", "after": 2}
+    *pieces, error, done = events_of(await chat(client, stream=True, fake=fake))
+    assert (len(pieces), json.loads(error)["error"]["code"], done) == (2, 500, "[DONE]")
+    assert (await chat(client, fake=fake)).status_code == 500
+
+
+@pytest.mark.anyio
+async def test_a_stream_may_end_short(client: httpx.AsyncClient) -> None:
+    *pieces, done = events_of(await chat(client, stream=True, fake={"fault": "short", "after": 2}))
+    assert [json.loads(piece)["choices"][0]["finish_reason"] for piece in pieces] == [None, None]
+    assert done == "[DONE]"
 
 
 # -- the backend ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from backends.fake.words import Prompt
+
 ITEM_ID = "msg_fake"
 AT = {"item_id": ITEM_ID, "output_index": 0, "content_index": 0}  # where text belongs
 
@@ -19,10 +21,10 @@ class ResponseAnswer:
     """An answer of ``/v1/responses``."""
 
     model: str
-    prompt: str
+    prompt: Prompt
 
     def whole(self, words: list[str]) -> dict[str, Any]:
-        prompt, answer = len(self.prompt.split()), len(words)
+        prompt, answer = self.prompt.tokens, len(words)
         usage = {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer}
         details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
         return self._response("completed", [item("completed", [part("".join(words))])], {**usage, **details})
@@ -53,7 +55,7 @@ class MessageAnswer:
     """An answer of ``/v1/messages``."""
 
     model: str
-    prompt: str
+    prompt: Prompt
 
     def whole(self, words: list[str]) -> dict[str, Any]:
         return self._message([{"type": "text", "text": "".join(words)}], "end_turn", len(words))
@@ -71,7 +73,7 @@ class MessageAnswer:
         yield event("message_stop")
 
     def _message(self, content: list[dict[str, Any]], stop: str | None, tokens: int) -> dict[str, Any]:
-        usage = {"input_tokens": len(self.prompt.split()), "output_tokens": tokens}
+        usage = {"input_tokens": self.prompt.tokens, "output_tokens": tokens}
         head = {"id": ITEM_ID, "type": "message", "role": "assistant", "model": self.model}
         return {**head, "content": content, "stop_reason": stop, "stop_sequence": None, "usage": usage}
 

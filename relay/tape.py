@@ -1,0 +1,176 @@
+"""Tape: what of a stream has gone to the client, and whether the stream has ended well."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from relay.events import (
+    CUT_SHORT,
+    DONE,
+    Blocks,
+    Chunk,
+    data_of,
+    events_in,
+    is_engines_fault,
+    message_of,
+    read_chunk,
+    split_events,
+)
+
+KEPT_AFTER_ALL: Final = 8
+"""Pieces that are still remembered, of the last, when a stream is too long to be kept: enough to judge its end."""
+SUSPICIOUS: Final = (b'"error"', b'"abort"', b"[DONE]")
+FINISH: Final = (b'"finish_reason":"', b'"finish_reason": "')
+SECOND_CHOICE: Final = (b'"index":1', b'"index": 1')
+"""How it says that there is one; or a tool call that has this index."""
+
+
+class Tape:
+    """Stands between a worker's bytes and the client, for one stream of a chat or a completion.
+
+    Passes whole events only, byte for byte, and keeps them, so that the stream can go on elsewhere if it breaks. Holds
+    back what would end it badly: a ``[DONE]`` before every choice has its finish reason, an engine's own failure, the
+    finish reasons of an engine that stops (``CUT_SHORT``). From then on it ``is_broken``, and passes nothing more.
+
+    ``feed`` is called for every chunk of every stream: a piece of whole events without a suspicious word in it is
+    remembered by reference and passed, unread. In JSON the words that are looked for cannot be part of a text, whose
+    quotes are escaped; a text that *is* such a word costs one look.
+    """
+
+    __slots__ = ("_blocks", "_is_wary", "_limit", "_passed", "_size", "has_failed", "is_broken", "is_done",
+                 "is_resumable", "reason")  # fmt: skip
+
+    def __init__(self, limit: int, passed: Sequence[bytes] = ()) -> None:
+        """``limit``: bytes to keep at most. ``passed``: what the client has got of the same stream before."""
+        self._limit = limit
+        self._blocks = Blocks()
+        self._is_wary = False  # an event has come in part, or nothing may pass any more
+        self._passed: list[bytes] | deque[bytes] = list(passed)
+        self._size = sum(map(len, passed))
+        self.is_broken = False
+        self.is_done = False
+        """``[DONE]`` has been passed."""
+        self.has_failed = False
+        """The engine refused the request by an event of the stream, which was passed: no other would do better."""
+        self.is_resumable = True
+        """All that was passed is still known."""
+        self.reason = ""
+        """Why it ``is_broken``, to be put after "the worker"."""
+
+    @property
+    def passed(self) -> Sequence[bytes]:
+        """The pieces that the client has got: all of them while ``is_resumable``."""
+        return self._passed
+
+    def feed(self, piece: bytes) -> bytes:
+        """What of the stream may go to the client now."""
+        # ``find``, for ``in`` takes half as long again: it first tries whether what it looks for is a number.
+        if (
+            self._is_wary
+            or not piece.endswith(b"}\n\n")  # so it is no ``[DONE]``, which comes last
+            or piece.find(b'"error"') >= 0
+            or piece.find(b'"abort"') >= 0
+        ):
+            return self._feed_with_care(piece)
+        self._passed.append(piece)
+        self._size += len(piece)
+        if self._size > self._limit:
+            self._forget()
+        return piece
+
+    def finish(self) -> bytes:
+        """The worker has ended its answer as HTTP has it. What is still to be passed; ``is_broken`` if it ended badly.
+
+        A stream that ended well without ``[DONE]``, by finish reasons alone, is left as the engine left it.
+        """
+        events, rest = self._blocks.end()
+        passed = b"" if self.is_broken else self._pass(events)
+        if not (self.is_broken or self.is_done or self.has_failed or self._has_finished()):
+            self.break_off("ended its stream without a finish_reason")
+        if self.is_broken or not rest:
+            return passed
+        self._keep(rest)
+        return passed + rest
+
+    def break_off(self, reason: str, *, for_good: bool = False) -> None:
+        """Nothing more is passed. ``for_good``: no other worker can go on."""
+        self.is_broken = self._is_wary = True
+        self.is_resumable = self.is_resumable and not for_good
+        self.reason = self.reason or reason
+
+    def _feed_with_care(self, piece: bytes) -> bytes:
+        if self.is_broken:
+            return b""
+        passed = self._pass(self._blocks.feed(piece))
+        self._is_wary = self.is_broken or self._blocks.is_waiting
+        return passed
+
+    def _pass(self, events: bytes) -> bytes:
+        passed = []
+        for block in split_events(events):
+            if not self._may_pass(block):
+                break
+            self._keep(block)
+            passed.append(block)
+        return b"".join(passed)
+
+    def _keep(self, block: bytes) -> None:
+        self._passed.append(block)
+        self._size += len(block)
+        if self._size > self._limit:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.is_resumable = False
+        self._passed = deque(self._passed, KEPT_AFTER_ALL)
+        self._size = 0
+        self._limit = 1 << 62
+
+    def _may_pass(self, block: bytes) -> bool:
+        if not any(block.find(word) >= 0 for word in SUSPICIOUS):
+            return True
+        try:
+            data = data_of(block)
+        except ValueError:
+            return True  # too long for any event: what it is, the client may find out
+        if data == DONE:
+            self._note_done()
+        elif data is not None and (chunk := read_chunk(data)) is not None:
+            self._judge(chunk)
+        return not self.is_broken
+
+    def _note_done(self) -> None:
+        self.is_done = self.is_done or self.has_failed or self._has_finished()
+        if not self.is_done:
+            self.break_off("ended its stream by [DONE] without a finish_reason")
+
+    def _judge(self, chunk: Chunk) -> None:
+        if chunk.error is not None:
+            self.has_failed = not is_engines_fault(chunk.error)
+            if not self.has_failed:
+                self.break_off(f"reported that its engine failed: {message_of(chunk.error)}")
+            return
+        cut = [choice.finish_reason for choice in chunk.choices or () if choice.finish_reason in CUT_SHORT]
+        if cut:
+            self.break_off(f"ended its stream by finish_reason {cut[0]}")
+
+    def _has_finished(self) -> bool:
+        return has_finished(self._passed, is_all=self.is_resumable)
+
+
+def has_finished(passed: Sequence[bytes], *, is_all: bool = True) -> bool:
+    """Whether every choice that begins in these whole events has its finish reason, and there is one.
+
+    Of a stream's tail (not ``is_all``) one choice is enough. Where only one choice begins, nothing is parsed.
+    """
+    stream = b"".join(passed)
+    if is_all and any(stream.find(word) >= 0 for word in SECOND_CHOICE):
+        return all_finished(stream)
+    return any(stream.rfind(word) >= 0 for word in FINISH)
+
+
+def all_finished(stream: bytes) -> bool:
+    chunks = [chunk for data in events_in([stream]) if (chunk := read_chunk(data)) is not None]
+    choices = [choice for chunk in chunks for choice in chunk.choices or ()]
+    begun = {choice.index for choice in choices}
+    return begun == {choice.index for choice in choices if choice.finish_reason}
