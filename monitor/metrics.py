@@ -48,6 +48,7 @@ class RelayMetrics(Collector):
         self._worker_errors: dict[tuple[str, str], int] = defaultdict(int)
         self._seconds: dict[str, Seconds] = defaultdict(Seconds)
         self._first_byte: dict[str, Seconds] = defaultdict(Seconds)
+        self._gone_on: dict[str, int] = defaultdict(int)
         self._queued: dict[str, Seconds] = defaultdict(Seconds)
         self._queue_left: dict[tuple[str, str], int] = defaultdict(int)
 
@@ -66,6 +67,10 @@ class RelayMetrics(Collector):
         self._queue_left[model, outcome] += 1
         if outcome == "served":
             self._queued[model].add(seconds)
+
+    def stream_went_on(self, model: str) -> None:
+        """A stream broke, and another replica was asked to go on with it."""
+        self._gone_on[model] += 1
 
     def worker_error(self, worker_id: str, kind: str) -> None:
         self._worker_errors[worker_id, kind] += 1
@@ -88,6 +93,14 @@ class RelayMetrics(Collector):
         for (model, outcome), count in self._queue_left.items():
             left.add_metric([model, outcome], count)
         yield left
+        gone_on = CounterMetricFamily(
+            "ichat_gateway_streams_gone_on",
+            "Streams that broke, for which another replica was asked.",
+            labels=["model"],
+        )
+        for model, count in self._gone_on.items():
+            gone_on.add_metric([model], count)
+        yield gone_on
         errors = CounterMetricFamily(
             "ichat_gateway_worker_errors", "Attempts that failed at a worker.", labels=["worker_id", "kind"]
         )

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Final
 
 from config.settings import ServerSettings
@@ -13,15 +14,20 @@ from relay.breaker import Breakers
 from relay.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.flight import Flight
 from relay.headers import Header, answer_headers, request_head, to_worker
+from relay.resume import Continuation, Ending, Unresumable, continuation
 from relay.routing import Router
+from relay.splice import Splice
+from relay.tape import Tape
+from relay.unresumable import CHAT, COMPLETION
 from relay.upstream import Upstream
 from relay.usage import usage_of
 from relay.words import describe_workers, no_replica_ready, out_of_time, worker_error, worker_status
-from utils.errors import ApiError
+from utils.errors import ApiError, WorkerBroke
 from utils.logger import EventLogger
 
 WORKER_STATE_HEADER: Final = b"x-ichat-worker-state"
 """An iChat worker's door says with it that the answer is its own, not the engine's: it takes nothing now."""
+RESUMABLE: Final = frozenset({CHAT, COMPLETION})
 NO_RETRY_HEADER: Final = b"x-ichat-no-retry"
 BACK_OFF_S: Final = 0.05
 """Before the second attempt at most; twice as long before each further one. Jittered, down to nothing."""
@@ -48,6 +54,7 @@ class Dispatcher:
         self._breakers = breakers
         self._metrics = metrics
         self._max_attempts = settings.max_attempts
+        self._keep_bytes = settings.resume_kb * 1024
         self._rng = rng
 
     def dispatch(self, flight: Flight, replicas: Sequence[Replica]) -> None:
@@ -94,15 +101,30 @@ class Dispatcher:
         else:
             self._breakers.succeeded(flight.worker)
         self._router.has_begun(placing)
-        flight.has_answer = True
         if flight.timer is not None:
             flight.timer.cancel()
+        streams = exchange.status == HTTPStatus.OK and is_event_stream(exchange.headers)
+        if flight.asked is not None:
+            self._splice(flight, flight.asked, exchange, streams=streams)
+            return
+        flight.has_answer = True
+        if streams and flight.call.route in RESUMABLE and self._keep_bytes and not is_encoded(exchange.headers):
+            flight.tape = Tape(self._keep_bytes)
         if flight.is_told:
-            flight.collected = None if is_event_stream(exchange.headers) else []
+            flight.collected = None if streams else []
             return
         flight.status = exchange.status
-        flight.is_event_stream = is_event_stream(exchange.headers)
+        flight.is_event_stream = streams
         flight.call.start(exchange.status, answer_headers(exchange.headers, flight.answer_headers()))
+
+    def _splice(self, flight: Flight, asked: Continuation, exchange: Exchange, *, streams: bool) -> None:
+        """Another replica takes a broken stream up, or refuses to."""
+        assert flight.tape is not None
+        if not streams:
+            error = WorkerBroke(f"worker {flight.worker} answered {exchange.status} when it was to go on with a stream")
+            flight.owner.fail(flight, error)
+            return
+        flight.tape = Splice(asked, flight.tape.passed, self._keep_bytes)
 
     def _goes_elsewhere(self, flight: Flight, exchange: Exchange, replica: Replica) -> bool:
         """Whether another replica is asked instead of passing on this one's 5xx."""
@@ -129,11 +151,42 @@ class Dispatcher:
         self._note_failure(flight, replica, error)
         flight.last_error = worker_error(replica, error)
         was_sent = not isinstance(error, ConnectFailed)
-        if flight.has_answer or isinstance(error, WorkerSilent) or (was_sent and NO_RETRY_HEADER in flight.headers):
+        if flight.pieces:  # the client has a part of the answer
+            self._go_on(flight, flight.last_error)
+        elif isinstance(error, WorkerSilent) or (was_sent and NO_RETRY_HEADER in flight.headers):
             self.land(flight)
             flight.owner.fail(flight, flight.last_error)
         else:
             self._try_another(flight)
+
+    def _go_on(self, flight: Flight, error: ApiError) -> None:
+        """An answer has begun, and broke: a stream may go on at another replica (relay/resume.py)."""
+        tape = flight.tape
+        next_step = self._next_step(flight, tape) if tape is not None else Unresumable("")
+        if isinstance(next_step, Continuation):
+            logger.info("stream_goes_on", request_id=flight.id.decode(), worker_id=flight.worker)
+            self._metrics.stream_went_on(flight.model)
+            flight.asked, flight.body = next_step, next_step.body
+            self._try_another(flight)
+            return
+        self.land(flight)
+        if isinstance(next_step, Ending):
+            flight.call.push(next_step.events, last=True)
+            flight.owner.end(flight)
+            return
+        why = f"; the stream cannot go on at another one: {next_step.reason}" if next_step.reason else ""
+        flight.owner.fail(flight, WorkerBroke(f"{error.message.removesuffix('; try again')}{why}", code=error.code))
+
+    def _next_step(self, flight: Flight, tape: Tape) -> Continuation | Ending | Unresumable:
+        if tape.is_done or tape.has_failed:
+            return Ending(b"")
+        if NO_RETRY_HEADER in flight.headers:
+            return Unresumable("the header x-ichat-no-retry forbids it")
+        if flight.attempts >= self._max_attempts:
+            return Unresumable(f"it was tried at {flight.attempts} already")
+        if not tape.is_resumable:
+            return Unresumable("it is longer than server_settings.resume_kb")
+        return continuation(flight.call.route, flight.call.body, tape.passed)
 
     def _note_failure(self, flight: Flight, replica: Replica, error: UpstreamError) -> None:
         if isinstance(error, ConnectFailed):
@@ -155,6 +208,8 @@ class Dispatcher:
         assert flight.last_error is not None
         flight.tried.append(flight.worker)
         self.land(flight)
+        if not flight.pieces:
+            flight.has_answer, flight.tape = False, None
         if flight.attempts >= self._max_attempts:
             flight.owner.fail(flight, flight.last_error)
             return
@@ -175,6 +230,10 @@ class Dispatcher:
 def turned_away(headers: list[Header]) -> str:
     """The state of an iChat worker that took the request at its door only to say no; "" for an engine's answer."""
     return next((value.decode("latin-1") for name, value in headers if name == WORKER_STATE_HEADER), "")
+
+
+def is_encoded(headers: list[Header]) -> bool:
+    return any(name == b"content-encoding" for name, _ in headers)
 
 
 def is_event_stream(headers: list[Header]) -> bool:

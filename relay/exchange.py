@@ -35,6 +35,10 @@ class WorkerSilent(UpstreamError):
     """Nothing came for ``answer_timeout_s``."""
 
 
+class StreamBroken(UpstreamError):
+    """The answer came whole by HTTP's rules, but says itself that the engine failed, or lacks its end."""
+
+
 class Reader(Protocol):
     """Who asked. First comes the head, then the body, of which one piece is the last; or an error, which ends it."""
 

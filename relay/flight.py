@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from relay.access import NOBODY
 from relay.call import Call
-from relay.exchange import Exchange, UpstreamError
+from relay.exchange import Exchange, StreamBroken, UpstreamError
 from relay.headers import Header, request_id
 from relay.limits import UNLIMITED
+from relay.resume import Continuation
+from relay.tape import Tape
 from utils.errors import ApiError, WorkerBroke
 from utils.logger import EventLogger
 
@@ -47,10 +49,10 @@ class Flight:
     It reads the worker's answer (``Reader``): pieces of the body go straight on to the client.
     """
 
-    __slots__ = ("arrived", "attempts", "before_last", "body", "call", "cancel_wait", "client", "collected",
+    __slots__ = ("arrived", "asked", "attempts", "before_last", "body", "call", "cancel_wait", "client", "collected",
                  "decision", "exchange", "grant", "has_answer", "headers", "id", "is_event_stream", "is_stream",
                  "is_told", "last", "last_error", "model", "owner", "pieces", "pilot", "placing", "prompt",
-                 "queued_s", "sent_at", "session", "status", "timer", "tried", "worker")  # fmt: skip
+                 "queued_s", "sent_at", "session", "status", "tape", "timer", "tried", "worker")  # fmt: skip
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
@@ -80,6 +82,8 @@ class Flight:
         self.is_event_stream = False
         self.is_told = False  # the client has been told that it waits: the head of a stream has gone out
         self.collected: list[bytes] | None = None  # an answer that is no stream, for a client that was promised one
+        self.tape: Tape | None = None  # of a stream that can go on elsewhere if it breaks
+        self.asked: Continuation | None = None  # what another replica was asked then
         self.pieces = 0  # of the answer
         self.before_last = self.last = b""  # pieces of the answer
         self.cancel_wait: Callable[[], None] | None = None  # ends what it waits for, if that is no worker
@@ -111,16 +115,32 @@ class Flight:
 
     def take(self, piece: bytes, last: bool) -> None:
         try:
-            if self.collected is not None:
+            tape = self.tape
+            if tape is not None:
+                piece = tape.feed(piece)
+                if last and not tape.is_broken:
+                    piece += tape.finish()
+                if tape.is_broken:
+                    self._break(tape, piece)
+                    return
+            elif self.collected is not None:
                 piece = self._collect(self.collected, piece, last)
-            self.call.push(piece, last)
             if piece:
                 self.pieces += 1
                 self.before_last, self.last = self.last, piece
+            elif not last:
+                return
+            self.call.push(piece, last)
             if last:
                 self.owner.end(self)
         except Exception as error:
             self.owner.crash(self, error)
+
+    def _break(self, tape: Tape, piece: bytes) -> None:
+        if piece:
+            self.pieces += 1
+            self.call.push(piece, last=False)
+        self.pilot.take_error(self, StreamBroken(tape.reason))
 
     @staticmethod
     def _collect(collected: list[bytes], piece: bytes, last: bool) -> bytes:
