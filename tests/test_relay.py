@@ -57,21 +57,23 @@ async def test_bytes_pass_both_ways_as_they_are() -> None:
 
 async def test_a_stream_arrives_piece_by_piece() -> None:
     go_on = asyncio.Event()
+    first = b'data: {"choices": [{"index": 0, "delta": {"content": "one"}}]}\n\n'
+    rest = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        writer.write(head + b"b\r\ndata: one\n\n\r\n")
+        writer.write(head + b"%x\r\n%b\r\n" % (len(first), first))
         await go_on.wait()
-        writer.write(b"b\r\ndata: two\n\n\r\n0\r\n\r\n")
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(rest), rest))
 
     async with door() as gate, scripted(script) as (_, address):
         gate.add("w1", address)
         async with gate.http.stream("POST", "/v1/chat/completions", json=chat_body(MODEL, stream=True)) as answer:
             pieces = answer.aiter_raw()
-            assert await anext(pieces) == b"data: one\n\n"
+            assert await anext(pieces) == first
             go_on.set()
-            assert b"".join([piece async for piece in pieces]) == b"data: two\n\n"
+            assert b"".join([piece async for piece in pieces]) == rest
 
 
 async def test_other_routes_go_to_the_app() -> None:
