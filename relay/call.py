@@ -22,14 +22,15 @@ class Call:
     another worker can take its place.
     """
 
-    __slots__ = ("_chunked", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport",
-                 "disconnected", "expects_continue", "first_byte_at", "headers", "is_full", "is_old_http",
-                 "is_too_large", "keep_alive", "response_complete", "route", "started", "target")  # fmt: skip
+    __slots__ = ("_chunked", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport", "disconnected",
+                 "expects_continue", "first_byte_at", "headers", "hold", "is_full", "is_old_http", "is_too_large",
+                 "keep_alive", "response_complete", "route", "started", "target")  # fmt: skip
 
     def __init__(
         self,
         transport: asyncio.Transport,
         on_end: Callable[[], None],
+        hold: Callable[[bool], None],
         route: str,
         target: bytes,
         headers: list[Header],
@@ -37,6 +38,7 @@ class Call:
     ) -> None:
         self._transport = transport
         self._on_end = on_end
+        self.hold = hold  # stop or go on reading from the client
         self._limit = limit
         self.route = route
         self.target = target  # path and query, as the client wrote them
@@ -72,6 +74,11 @@ class Call:
         self.is_too_large = self._size > self._limit
         self._pieces.clear()
         return self._size <= self._limit * DISCARD_FACTOR
+
+    def take(self) -> bytes:
+        """What of the body has come since the last time."""
+        body, self._pieces = self.body, []
+        return body
 
     # -- its answer ------------------------------------------------------------------------------------------------
 

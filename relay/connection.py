@@ -55,12 +55,27 @@ class Connection(asyncio.Protocol):
             self._transport.write(exchange.head)
             self._transport.write(exchange.body)
 
+        if not exchange.is_sent:
+            exchange.reader.hold(False)
+
+    def write(self, piece: bytes) -> None:
+        if self._transport is not None and not self.closed:
+            self._transport.write(piece)
+
+    def pause_writing(self) -> None:
+        if self._exchange is not None and not self._exchange.is_sent:
+            self._exchange.reader.hold(True)
+
+    def resume_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.reader.hold(False)
+
     def release(self, exchange: Exchange) -> None:
         """The exchange has ended: this connection is free for another if the answer was whole, else it is cut."""
         if self._exchange is not exchange:
             return
         self._exchange = None
-        reusable = exchange.done and not (self.closed or self._until_close or self._out_of_step)
+        reusable = exchange.done and exchange.is_sent and not (self.closed or self._until_close or self._out_of_step)
         if reusable and self._keep_alive:
             self.resume()
             self.used = True

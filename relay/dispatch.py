@@ -68,8 +68,12 @@ class Dispatcher:
         flight.sent_at = time.perf_counter()
         call, address = flight.call, (replica.host, replica.port)
         headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
-        head = request_head(call.target, address, headers, flight.id, len(flight.body))
-        flight.exchange = self._upstream.open(address, head, flight.body, flight)
+        upload = flight.upload
+        length = len(flight.body) if upload is None else upload.length
+        head = request_head(call.target, address, headers, flight.id, length)
+        flight.exchange = self._upstream.open(address, head, flight.body, flight, is_fresh=upload is not None)
+        if upload is not None:
+            upload.go_to(flight.exchange)
 
     def limit(self, flight: Flight, seconds: float) -> None:
         """The client waits no longer than this for the first byte of its answer."""
@@ -128,12 +132,12 @@ class Dispatcher:
 
     def _goes_elsewhere(self, flight: Flight, exchange: Exchange, replica: Replica) -> bool:
         """Whether another replica is asked instead of passing on this one's 5xx."""
-        if state := turned_away(exchange.headers):
+        if flight.upload is None and (state := turned_away(exchange.headers)):
             flight.last_error = no_replica_ready(flight.model, f"{flight.worker} is {state}")
             self._try_another(flight)
             return True
         self._fail_circuit(replica)
-        if NO_RETRY_HEADER in flight.headers or not self._has_another(flight):
+        if is_final(flight) or not self._has_another(flight):
             return False
         self._metrics.worker_error(replica.worker_id, f"status {exchange.status}")
         flight.last_error = worker_status(replica, exchange.status)
@@ -153,7 +157,7 @@ class Dispatcher:
         was_sent = not isinstance(error, ConnectFailed)
         if flight.pieces:  # the client has a part of the answer
             self._go_on(flight, flight.last_error)
-        elif isinstance(error, WorkerSilent) or (was_sent and NO_RETRY_HEADER in flight.headers):
+        elif flight.upload is not None or isinstance(error, WorkerSilent) or (was_sent and is_final(flight)):
             self.land(flight)
             flight.owner.fail(flight, flight.last_error)
         else:
@@ -225,6 +229,11 @@ class Dispatcher:
             flight.owner.fail(flight, error)
         except Exception as error:
             flight.owner.crash(flight, error)
+
+
+def is_final(flight: Flight) -> bool:
+    """Whether no second replica is to be asked once this one has the request."""
+    return flight.upload is not None or NO_RETRY_HEADER in flight.headers
 
 
 def turned_away(headers: list[Header]) -> str:

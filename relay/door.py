@@ -34,11 +34,15 @@ class Relaying(Protocol):
     """Who answers the calls. Every accepted call is served, refused or lost, once."""
 
     routes: frozenset[str]
+    uploads: frozenset[str]  # those of them whose bodies are taken piece by piece
     max_body: int  # bytes
     body_timeout_s: float
 
     def accept(self, call: Call) -> None:
         """A call's head is here. One that is not to be served is answered now, before its body is taken."""
+
+    def feed(self, call: Call) -> None:
+        """A piece of an upload's body is here: ``call.take``."""
 
     def serve(self, call: Call) -> None:
         """Its body is here too."""
@@ -177,7 +181,9 @@ class Door(HttpProtocol):
             self._hand_to_app()
             return
         headers, self.headers = self.headers, []  # what a chunked body trails are no headers
-        call = Call(self.transport, self.on_response_complete, route, self._target(), headers, self._relay.max_body)
+        call = Call(
+            self.transport, self.on_response_complete, self._hold, route, self._target(), headers, self._relay.max_body
+        )
         call.is_old_http = self.parser.get_http_version() == "1.0"
         call.expects_continue = self.expect_100_continue and not call.is_old_http
         call.keep_alive = self.parser.should_keep_alive() and not call.is_old_http
@@ -198,6 +204,14 @@ class Door(HttpProtocol):
                 call.keep_alive = False
                 self._relay.refuse(call, body_too_large(self._relay.max_body))
             raise StopParsing
+        elif call.route in self._relay.uploads and not call.response_complete:
+            self._relay.feed(call)
+
+    def _hold(self, is_held: bool) -> None:
+        if is_held:
+            self.flow.pause_reading()
+        else:
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         if self._unparsed:
@@ -310,7 +324,9 @@ class Door(HttpProtocol):
             return
         self._due = 0.0
         call = self._call
-        if self.transport.is_closing():
+        if self.flow.read_paused:  # it is we who keep the client waiting
+            self._expect_within(self._relay.body_timeout_s)
+        elif self.transport.is_closing():
             self.transport.abort()  # whoever does not read must not keep us
         elif self._incomplete and call is not None and not call.response_complete:
             call.keep_alive = False

@@ -56,12 +56,16 @@ class Reader(Protocol):
     def give_up(self) -> None:
         """It has been full for as long as a worker may be silent."""
 
+    def hold(self, is_held: bool) -> None:
+        """Stop or go on sending more of the request's body."""
+
 
 class Exchange:
     """What is sent, what has come, and whom it goes to. Made by ``Upstream.open``; ended by ``Upstream.close``."""
 
-    __slots__ = ("_chunks", "_is_told", "_on_broken", "_silent_s", "_size", "address", "body", "connection", "done",
-                 "error", "head", "headers", "heard", "is_closed", "reader", "started", "status")  # fmt: skip
+    __slots__ = ("_chunks", "_is_told", "_on_broken", "_silent_s", "_size", "address", "body", "connection",
+                 "done", "error", "head", "headers", "heard", "is_closed", "is_sent", "reader", "started",
+                 "status")  # fmt: skip
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Exchange:
         self.error: UpstreamError | None = None
         self.heard = True  # something has come since silence was last measured
         self.is_closed = False
+        self.is_sent = True  # nothing more of the request's body will come by ``send_more``
         self._on_broken = on_broken
         self._silent_s = 0.0
         self._is_told = False  # the reader has the head
@@ -93,6 +98,13 @@ class Exchange:
     def buffered(self) -> int:
         """Bytes of the body that have come and were not passed on yet."""
         return self._size
+
+    def send_more(self, piece: bytes) -> None:
+        """Of a request's body that comes in pieces."""
+        if self.connection is None:
+            self.body += piece
+        else:
+            self.connection.write(piece)
 
     def add(self, body: bytes) -> int:
         """Keep a piece of the body until ``arrive``; how many bytes are kept now."""

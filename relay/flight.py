@@ -13,6 +13,7 @@ from relay.headers import Header, request_id
 from relay.limits import UNLIMITED
 from relay.resume import Continuation
 from relay.tape import Tape
+from relay.upload import Upload
 from utils.errors import ApiError, WorkerBroke
 from utils.logger import EventLogger
 
@@ -52,7 +53,7 @@ class Flight:
     __slots__ = ("arrived", "asked", "attempts", "before_last", "body", "call", "cancel_wait", "client", "collected",
                  "decision", "exchange", "grant", "has_answer", "headers", "id", "is_event_stream", "is_stream",
                  "is_told", "last", "last_error", "model", "owner", "pieces", "pilot", "placing", "prompt",
-                 "queued_s", "sent_at", "session", "status", "tape", "timer", "tried", "worker")  # fmt: skip
+                 "queued_s", "sent_at", "session", "status", "tape", "timer", "tried", "upload", "worker")  # fmt: skip
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
@@ -84,6 +85,7 @@ class Flight:
         self.collected: list[bytes] | None = None  # an answer that is no stream, for a client that was promised one
         self.tape: Tape | None = None  # of a stream that can go on elsewhere if it breaks
         self.asked: Continuation | None = None  # what another replica was asked then
+        self.upload: Upload | None = None
         self.pieces = 0  # of the answer
         self.before_last = self.last = b""  # pieces of the answer
         self.cancel_wait: Callable[[], None] | None = None  # ends what it waits for, if that is no worker
@@ -164,6 +166,9 @@ class Flight:
             head = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
             self.call.start(self.status, [*head, (b"x-request-id", self.id)])
         self.call.push(comment, last=False)
+
+    def hold(self, is_held: bool) -> None:
+        self.call.hold(is_held)
 
     def make_room(self) -> None:
         """The client reads again."""

@@ -30,6 +30,7 @@ NOT_TO_CLIENTS: Final = frozenset(
         b"set-cookie",
     }
 )  # fmt: skip
+CHUNKED: Final = b"\r\ntransfer-encoding: chunked\r\n\r\n"
 MAX_REQUEST_ID: Final = 200
 
 
@@ -52,13 +53,13 @@ def to_worker(headers: list[Header], connection: bytes) -> list[Header]:
 def request_head(
     target: bytes, address: tuple[str, int], headers: Iterable[Header], request: bytes, length: int
 ) -> bytes:
-    """Request line and headers of a POST to a worker, with the blank line."""
+    """Request line and headers of a POST to a worker, with the blank line. ``length`` below 0: it comes in chunks."""
     host = f"{url_host(address[0])}:{address[1]}".encode()
     lines = [b"POST ", target, b" HTTP/1.1\r\nhost: ", host, b"\r\nx-request-id: ", request]
     for name, value in headers:
         if name not in NOT_TO_WORKERS:
             lines += (b"\r\n", name, b": ", value)
-    lines.append(b"\r\ncontent-length: %d\r\n\r\n" % length)
+    lines.append(b"\r\ncontent-length: %d\r\n\r\n" % length if length >= 0 else CHUNKED)
     return b"".join(lines)
 
 

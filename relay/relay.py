@@ -1,6 +1,7 @@
 """Relay: the data plane. Requests come in by the doors (relay/door.py), answers go out by the workers'."""
 
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -13,7 +14,8 @@ from relay.flight import Flight
 from relay.limits import UNLIMITED, Limits, estimate_tokens
 from relay.lobby import Lobby
 from relay.request import body_too_large, check_content_type, content_of, new_tokens_of, parse_fields, session_of
-from relay.routes import ROUTES
+from relay.routes import ROUTES, UPLOADS
+from relay.upload import Upload
 from relay.usage import usage_of
 from relay.words import stopping
 from utils.errors import ApiError, InternalError
@@ -29,6 +31,7 @@ class Relay:
     """Every call is accepted, then served, refused or lost; every flight ends once."""
 
     routes: frozenset[str] = frozenset(ROUTES)
+    uploads: frozenset[str] = UPLOADS
 
     def __init__(
         self,
@@ -55,18 +58,28 @@ class Relay:
         flight = self._flights[call] = Flight(call, self)
         try:
             flight.client = self._access.require_client(flight.headers)
-            check_content_type(flight.headers)
+            if call.route in UPLOADS:
+                flight.upload = Upload(flight.headers, call.hold)
+            else:
+                check_content_type(flight.headers)
             if call.expects_continue and int(flight.headers.get(b"content-length", b"0")) > self.max_body:
                 raise body_too_large(self.max_body)
         except ApiError as error:
             call.keep_alive = call.keep_alive and not call.expects_continue  # its body may come, or the next request
             self.fail(flight, error)
 
+    def feed(self, call: Call) -> None:
+        """A piece of an upload is here."""
+        self._take_on(self._flights[call], self._feed)
+
     def serve(self, call: Call) -> None:
         """The call's body is here: ask a worker."""
         flight = self._flights[call]
+        self._take_on(flight, self._serve if flight.upload is None else self._end_upload)
+
+    def _take_on(self, flight: Flight, step: Callable[[Flight], None]) -> None:
         try:
-            self._serve(flight)
+            step(flight)
         except ApiError as error:
             self.fail(flight, error)
         except Exception as error:
@@ -102,6 +115,23 @@ class Relay:
         flight.prompt, flight.is_stream = content_of(fields), bool(fields.stream)
         flight.grant = self._limits.admit(flight.client.name, flight.body, new_tokens_of(fields))
         self._lobby.enter(flight)
+
+    def _feed(self, flight: Flight) -> None:
+        """Raises ApiError."""
+        assert flight.upload is not None
+        if flight.call.is_too_large:
+            raise body_too_large(self.max_body)
+        flight.upload.feed(flight.call.take())
+        if flight.upload.model and not flight.model:
+            flight.model = flight.upload.model
+            flight.grant = self._limits.admit(flight.client.name, b"")
+            self._lobby.enter(flight)
+
+    @staticmethod
+    def _end_upload(flight: Flight) -> None:
+        """Raises ApiError."""
+        assert flight.upload is not None
+        flight.upload.end()
 
     def end(self, flight: Flight) -> None:
         """On every way out: nothing of it is left at a worker or in a queue, and it has been counted."""

@@ -13,9 +13,13 @@ ROUTES: Final = {
     "/v1/score": "score of pairs",
     "/v1/tokenize": "tokenization",
     "/v1/detokenize": "detokenization",
+    "/v1/audio/transcriptions": "transcription of speech",
+    "/v1/audio/translations": "translation of speech into English",
 }
-"""POST requests with JSON bodies that name a model."""
+"""POST requests that name a model: in their JSON, or in the form that they upload."""
+UPLOADS: Final = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
 GENERATE: Final = ("generate",)
+HEAR: Final = ("transcription",)
 COMPARE: Final = ("score", "classify", "embed")
 TASKS: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/chat/completions": GENERATE,
@@ -25,5 +29,7 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/embeddings": ("embed",),
     "/v1/rerank": COMPARE,
     "/v1/score": COMPARE,
+    "/v1/audio/transcriptions": HEAR,
+    "/v1/audio/translations": HEAR,
 }
 """What an engine must do for a route, one of these, in the words of ``Heartbeat.tasks``; others are for all."""

@@ -25,15 +25,16 @@ class Upstream:
         self._sweep_s = min(1.0, answer_timeout_s / 5)
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def open(self, address: Address, head: bytes, body: bytes, reader: Reader) -> Exchange:
+    def open(self, address: Address, head: bytes, body: bytes, reader: Reader, *, is_fresh: bool = False) -> Exchange:
         """Ask; the answer, or an error, comes to ``reader``, never before this returns. On a pooled connection the
-        request goes out at once. ``head`` is the request line and headers with the blank line.
+        request goes out at once. ``head`` is the request line and headers with the blank line. ``is_fresh``: not on
+        a pooled one, for a body that cannot be sent again.
         """
         exchange = Exchange(address, head, body, reader, self._replace_stale)
         self._open.add(exchange)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
-        self._ask(exchange)
+        self._ask(exchange, is_fresh=is_fresh)
         return exchange
 
     def close(self, exchange: Exchange) -> None:
@@ -59,8 +60,8 @@ class Upstream:
             self._sweeper.cancel()
             self._sweeper = None
 
-    def _ask(self, exchange: Exchange) -> None:
-        connection = self._take(exchange.address)
+    def _ask(self, exchange: Exchange, *, is_fresh: bool = False) -> None:
+        connection = None if is_fresh else self._take(exchange.address)
         if connection is not None:
             connection.send(exchange)
         else:

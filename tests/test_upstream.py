@@ -53,6 +53,9 @@ class Answer:
     def give_up(self) -> None:
         raise AssertionError("nobody is that slow here")
 
+    def hold(self, is_held: bool) -> None:
+        raise AssertionError("nothing more is sent here")
+
     async def head(self) -> None:
         await asyncio.wait_for(self._has_head.wait(), 5)
         if self.error is not None:
