@@ -210,7 +210,7 @@ class Dispatcher:
     def _try_another(self, flight: Flight) -> None:
         """After a while that keeps many requests of a dead replica from arriving at the next one all at once."""
         assert flight.last_error is not None
-        flight.tried.append(flight.worker)
+        flight.tried += (flight.worker,)
         self.land(flight)
         if not flight.pieces:
             flight.has_answer, flight.tape = False, None
@@ -246,4 +246,7 @@ def is_encoded(headers: list[Header]) -> bool:
 
 
 def is_event_stream(headers: list[Header]) -> bool:
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+    for name, value in headers:
+        if name == b"content-type":
+            return value.startswith(b"text/event-stream")
+    return False

@@ -50,46 +50,60 @@ class Flight:
     It reads the worker's answer (``Reader``): pieces of the body go straight on to the client.
     """
 
-    __slots__ = ("arrived", "asked", "attempts", "before_last", "body", "call", "cancel_wait", "client", "collected",
-                 "decision", "exchange", "grant", "has_answer", "headers", "id", "is_event_stream", "is_stream",
-                 "is_told", "last", "last_error", "model", "owner", "pieces", "pilot", "placing", "prompt",
-                 "queued_s", "sent_at", "session", "status", "tape", "timer", "tried", "upload", "worker")  # fmt: skip
+    # What most flights never change stands here: to set it for each would cost more than the rest of __init__.
+    body = b""
+    client = NOBODY
+    grant = UNLIMITED
+    model = ""
+    is_stream = False
+    """It asks for one."""
+    session = b""
+    prompt = b""
+    """What the engine makes its prompt of, as written."""
+    upload: Upload | None = None
+
+    pilot: Pilot
+    worker = ""
+    """The last one that it was at, by id."""
+    placing: "Placing | None" = None
+    """Where it is in flight."""
+    exchange: Exchange | None = None
+    attempts = 0
+    tried: tuple[str, ...] = ()
+    """Workers that it failed at."""
+    last_error: ApiError | None = None
+    decision = b""
+    """Why it is there, if the client wants to know."""
+    sent_at = 0.0
+    """``time.perf_counter()`` of the last attempt."""
+    queued_s = 0.0
+    cancel_wait: Callable[[], None] | None = None
+    """Ends what it waits for, if that is no worker."""
+    timer: asyncio.TimerHandle | None = None
+    """Of the time that the client gives it."""
+
+    has_answer = False
+    """A worker's answer is passed on."""
+    status = 0
+    is_event_stream = False
+    is_told = False
+    """The client has been told that it waits: the head of a stream has gone out."""
+    collected: list[bytes] | None = None
+    """An answer that is no stream, for a client that was promised one."""
+    tape: Tape | None = None
+    """Of a stream that can go on elsewhere if it breaks."""
+    asked: Continuation | None = None
+    """What another replica was asked then."""
+    pieces = 0
+    """Of the answer, that the client has got; the last two are kept, for the usage in them."""
+    before_last = last = b""
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
         self.owner = owner
-        self.pilot: Pilot
         self.headers = dict(call.headers)
         self.id = request_id(self.headers)
         self.arrived = time.perf_counter()
-        self.body = b""
-        self.client = NOBODY
-        self.grant = UNLIMITED
-        self.model = ""
-        self.is_stream = False  # it asks for one
-        self.session = b""
-        self.prompt = b""  # what the engine makes its prompt of, as written
-        self.worker = ""
-        self.placing: Placing | None = None  # where it is in flight
-        self.decision = b""  # why it is there, if the client wants to know
-        self.exchange: Exchange | None = None
-        self.attempts = 0
-        self.tried: list[str] = []  # workers that it failed at
-        self.last_error: ApiError | None = None
-        self.sent_at = 0.0  # time.perf_counter() of the last attempt
-        self.queued_s = 0.0
-        self.has_answer = False  # a worker's answer is passed on
-        self.status = 0
-        self.is_event_stream = False
-        self.is_told = False  # the client has been told that it waits: the head of a stream has gone out
-        self.collected: list[bytes] | None = None  # an answer that is no stream, for a client that was promised one
-        self.tape: Tape | None = None  # of a stream that can go on elsewhere if it breaks
-        self.asked: Continuation | None = None  # what another replica was asked then
-        self.upload: Upload | None = None
-        self.pieces = 0  # of the answer
-        self.before_last = self.last = b""  # pieces of the answer
-        self.cancel_wait: Callable[[], None] | None = None  # ends what it waits for, if that is no worker
-        self.timer: asyncio.TimerHandle | None = None  # of the time that the client gives it
 
     def answer_headers(self) -> list[Header]:
         headers = [

@@ -14,7 +14,7 @@ from relay.dispatch import Dispatcher
 from relay.fair_queue import Entry
 from relay.flight import Flight
 from relay.routing import Router
-from relay.waiting import TIMEOUT_HEADER, priority_of, queue_notice, timeout_of
+from relay.waiting import PRIORITY_HEADER, TIMEOUT_HEADER, priority_of, queue_notice, timeout_of
 from utils.errors import ApiError
 
 SWEEP_S: Final = 1.0
@@ -54,6 +54,8 @@ class Lobby:
         model = flight.model
         if TIMEOUT_HEADER in flight.headers:
             self._dispatcher.limit(flight, timeout_of(flight.headers, 0))
+        if PRIORITY_HEADER in flight.headers:
+            priority_of(flight.headers, flight.client.priority)  # a wrong one is told also where nobody waits
         replicas = self._router.replicas(model, flight.call.route)
         if not self.admission.has_queue(model):
             free = self._free(model, replicas)

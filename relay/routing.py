@@ -82,12 +82,14 @@ class Router:
 
     def choose(self, flight: Flight, replicas: Sequence[Replica]) -> Replica | None:
         """One that the flight has not failed at; None when none is left. It is placed there."""
+        if len(replicas) == 1 and not flight.tried and EXPLAIN_HEADER not in flight.headers:
+            return self._take_only(flight, replicas[0])
         model = flight.model
         name = self._policies.get(model, self._default)
         chain: Chain = ()
         tree, share = None, NO_SHARE
         if name == "cache_aware":
-            tree = self._trees.get(model) or self._trees.setdefault(model, PrefixTree())
+            tree = self._tree_of(model)
             chain = chain_of(flight.prompt)
             share = tree.share(chain, len(flight.prompt))
         turn = self._turns[model] = self._turns.get(model, -1) + 1
@@ -105,6 +107,19 @@ class Router:
             tree.add(chain, replica.worker_id)
         self._take_off(flight, placing)
         return replica
+
+    def _take_only(self, flight: Flight, replica: Replica) -> Replica:
+        """There is nothing to choose; but it should be known where the prompt is once there is another replica."""
+        if self._policies.get(flight.model, self._default) == "cache_aware":
+            self._tree_of(flight.model).add(chain_of(flight.prompt), replica.worker_id)
+        self._take_off(flight, Placing(replica, 0, 0, 0))
+        return replica
+
+    def _tree_of(self, model: str) -> PrefixTree:
+        tree = self._trees.get(model)
+        if tree is None:
+            tree = self._trees[model] = PrefixTree()
+        return tree
 
     def _explain(self, flight: Flight, name: str, view: policy.View, replica: Replica) -> None:
         is_asked = flight.headers.get(EXPLAIN_HEADER) == b"1"
