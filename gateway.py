@@ -28,19 +28,13 @@ from fleet.fleet import Fleet, FleetSettings
 from fleet.placement import gpu_problems, needs_gpus, shared_gpus
 from monitor.control_client import ControlClient
 from monitor.log_collector import LogCollector
-from monitor.metrics import RelayMetrics, WorkersCollector
+from monitor.metrics import WorkersCollector
 from monitor.prober import Prober
 from monitor.registry import Worker, WorkerRegistry
 from monitor.system import Gpu, read_gpus
 from relay.access import Access
-from relay.breaker import Breakers
-from relay.dispatch import Dispatcher
 from relay.door import Door
-from relay.limits import Limits
-from relay.lobby import Lobby
-from relay.relay import Relay
-from relay.routing import Router
-from relay.upstream import Upstream
+from relay.plane import DataPlane
 from utils.common import Tasks, bind_socket, is_loopback, package_version, raise_open_files_limit, url_host
 from utils.errors import ConfigError
 from utils.logger import EventLogger, setup_logging
@@ -65,25 +59,20 @@ class Gateway:
         self.registry.subscribe(log_change)
         self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
         self._logs = LogCollector(self.registry, self._client, token=token)
-        self._upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
         access = Access(own)
-        metrics = RelayMetrics()
-        breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
-        router = Router(self.registry, settings.routing, breakers, rng, socket.gethostname())
-        dispatcher = Dispatcher(self.registry, self._upstream, router, breakers, metrics, own, rng)
-        lobby = Lobby(settings.admission, self.registry, router, dispatcher, metrics)
-        self._relay = Relay(access, Limits(own.keys), lobby, dispatcher, metrics, own)
-        self._in_flight = router.in_flight
+        self._plane = plane = DataPlane(self.registry, access, settings, rng, socket.gethostname())
         families = CollectorRegistry()
-        families.register(metrics)
-        families.register(WorkersCollector(self.registry.workers, lambda: self._in_flight, lobby.admission.lengths))
+        families.register(plane.metrics)
+        families.register(
+            WorkersCollector(self.registry.workers, lambda: plane.in_flight, plane.lobby.admission.lengths)
+        )
         control = ControlClient(self._client, token=token)
-        app = create_app(self.registry, access, self._logs, control, families, lambda: self._in_flight)
+        app = create_app(self.registry, access, self._logs, control, families, plane)
         self._fleet = Fleet(
             settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, os.environ, rng
         )
         self._prober = Prober(self.registry, interval_s=own.probe_interval_s)
-        self._server = Server(app, self._sock, drain_timeout_s=own.drain_timeout_s, protocol=partial(Door, self._relay))
+        self._server = Server(app, self._sock, drain_timeout_s=own.drain_timeout_s, protocol=partial(Door, plane.relay))
         self._tasks = Tasks()
         self._deadline = 0.0
 
@@ -101,7 +90,7 @@ class Gateway:
             await self._fleet.stop(left_s)
             await self._tasks.cancel()
             await self._logs.stop()
-            self._upstream.shutdown()
+            self._plane.upstream.shutdown()
             await self._client.aclose()
             logger.info("gateway_stopped")
 
@@ -109,15 +98,15 @@ class Gateway:
         """Finish what is in flight, then stop the workers. A second call does both at once."""
         if self._deadline:
             logger.warning("gateway_stops_at_once")
-            self._relay.cut_flights()
+            self._plane.relay.cut_flights()
             self._server.stop(at_once=True)
             self._fleet.kill()
             return
         self._fleet.is_closing = self._prober.is_closing = True
         limit_s = self._settings.drain_timeout_s
         self._deadline = time.monotonic() + limit_s
-        asyncio.get_running_loop().call_later(limit_s * (1 - FLEET_STOP_SHARE), self._relay.cut_flights)
-        logger.info("gateway_draining", limit_s=limit_s, in_flight=self._in_flight)
+        asyncio.get_running_loop().call_later(limit_s * (1 - FLEET_STOP_SHARE), self._plane.relay.cut_flights)
+        logger.info("gateway_draining", limit_s=limit_s, in_flight=self._plane.in_flight)
         self._logs.close()
         self._server.stop()
 

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -15,8 +14,9 @@ from monitor.control_client import ControlClient
 from monitor.registry import UnknownWorker, Worker, WorkerRegistry
 from monitor.system import read_machine
 from relay.access import Access
+from relay.plane import DataPlane
 from utils.common import package_version
-from utils.errors import Conflict, NotFound
+from utils.errors import Conflict, ModelNotFound, NotFound
 
 
 class Adapter(BaseModel):
@@ -26,9 +26,7 @@ class Adapter(BaseModel):
     path: Annotated[str, Field(min_length=1)]
 
 
-def routes(
-    registry: WorkerRegistry, access: Access, control: ControlClient, in_flight: Callable[[], dict[str, int]]
-) -> APIRouter:
+def routes(registry: WorkerRegistry, access: Access, control: ControlClient, plane: DataPlane) -> APIRouter:
     started = time.time()
 
     def require_admin(request: Request) -> None:
@@ -40,11 +38,11 @@ def routes(
     async def list_workers() -> dict[str, Any]:
         """All workers, managed or not, ready or not."""
         now = time.monotonic()
-        return {"workers": [worker_view(worker, in_flight(), now) for worker in registry.workers()]}
+        return {"workers": [worker_view(worker, plane.in_flight, now) for worker in registry.workers()]}
 
     @router.get("/workers/{worker_id}")
     async def get_worker(worker_id: str) -> dict[str, Any]:
-        return worker_view(find_worker(registry, worker_id), in_flight(), time.monotonic())
+        return worker_view(find_worker(registry, worker_id), plane.in_flight, time.monotonic())
 
     async def tell(worker_id: str, method: str, path: str, body: dict[str, Any] | None = None) -> JSONResponse:
         told = await control.ask(find_worker(registry, worker_id).beat, method, path, body)
@@ -77,6 +75,18 @@ def routes(
     async def unload_adapter(worker_id: str, name: str) -> JSONResponse:
         return await tell(worker_id, "DELETE", "adapters", {"name": name})
 
+    @router.get("/routing/decisions")
+    async def routing_decisions(model: str) -> dict[str, Any]:
+        """Where the last requests for a model went and why, the newest first; only where there was a choice."""
+        if registry.route(model) is None:
+            raise ModelNotFound(model, registry.models())
+        return {"model": model, "decisions": plane.router.decisions.last(model)}
+
+    @router.get("/queues")
+    async def queues() -> dict[str, Any]:
+        """Who waits for which model, at which place, and for how long still."""
+        return {"queues": plane.lobby.admission.view(time.monotonic())}
+
     @router.get("/cluster/status")
     def cluster_status() -> dict[str, Any]:
         """The gateway, its machine, and the workers in short. In a thread: NVML may take its time."""
@@ -89,7 +99,7 @@ def routes(
                 "by_status": dict(Counter(worker.state.status for worker in workers)),
             },
             "models": list(model_views(workers)),
-            "in_flight": sum(in_flight().values()),
+            "in_flight": sum(plane.in_flight.values()),
         }
 
     @router.get("/cluster/version")

@@ -1,7 +1,5 @@
 """The control plane's app: every room of routes, put together."""
 
-from collections.abc import Callable
-
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -12,6 +10,7 @@ from monitor.control_client import ControlClient
 from monitor.log_collector import LogCollector
 from monitor.registry import WorkerRegistry
 from relay.access import Access
+from relay.plane import DataPlane
 from utils.common import package_version
 
 
@@ -21,7 +20,7 @@ def create_app(
     log_collector: LogCollector,
     control: ControlClient,
     metrics: CollectorRegistry,
-    in_flight: Callable[[], dict[str, int]],
+    plane: DataPlane,
 ) -> FastAPI:
     app = FastAPI(title="iChat", version=package_version("ichat"))
     install_error_envelope(app)
@@ -30,7 +29,7 @@ def create_app(
     app.add_middleware(ProxyHeadersMiddleware)
     app.include_router(openai.routes(registry, access))
     app.include_router(workers.routes(registry, access))
-    app.include_router(admin.routes(registry, access, control, in_flight))
+    app.include_router(admin.routes(registry, access, control, plane))
     app.include_router(logs.routes(log_collector, access))
     app.include_router(system.routes(registry, metrics))
     openai.describe_relay_routes(app)

@@ -11,20 +11,13 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from config.admission import AdmissionSettings
-from config.settings import RoutingSettings, ServerSettings
+from config.settings import GatewaySettings, RoutingSettings, ServerSettings
 from config.states import WorkerState
 from monitor.heartbeat import Heartbeat
-from monitor.metrics import RelayMetrics
 from monitor.registry import WorkerRegistry
 from relay.access import Access
-from relay.breaker import Breakers
-from relay.dispatch import Dispatcher
 from relay.door import Door
-from relay.limits import Limits
-from relay.lobby import Lobby
-from relay.relay import Relay
-from relay.routing import Router
-from relay.upstream import Upstream
+from relay.plane import DataPlane
 from tests.support import chat_body
 from utils.common import bind_socket
 from utils.server import Server
@@ -35,20 +28,12 @@ MODEL = "m"
 class Gate:
     """A relay that listens, and what a test wants to see of it."""
 
-    def __init__(
-        self,
-        port: int,
-        relay: Relay,
-        router: Router,
-        lobby: Lobby,
-        registry: WorkerRegistry,
-        metrics: CollectorRegistry,
-    ) -> None:
+    def __init__(self, port: int, plane: DataPlane, metrics: CollectorRegistry) -> None:
         self.port = port
-        self.relay = relay
-        self.router = router
-        self.lobby = lobby
-        self.registry = registry
+        self.relay = plane.relay
+        self.router = plane.router
+        self.lobby = plane.lobby
+        self.registry = plane.registry
         self.metrics = metrics
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, verify=False)
 
@@ -78,29 +63,25 @@ async def door(
 ) -> AsyncIterator[Gate]:
     own = ServerSettings(**settings)
     registry, metrics = WorkerRegistry(), CollectorRegistry()
-    upstream = Upstream(connect_timeout_s=2, answer_timeout_s=own.answer_timeout_s)
 
     async def no_app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 418, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    counts = RelayMetrics()
-    metrics.register(counts)
-    rng = random.Random(1)
-    breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
-    router = Router(registry, routing or RoutingSettings(), breakers, rng)
-    dispatcher = Dispatcher(registry, upstream, router, breakers, counts, own, rng)
-    lobby = Lobby(admission or AdmissionSettings(), registry, router, dispatcher, counts)
-    relay = Relay(Access(own), Limits(own.keys), lobby, dispatcher, counts, own)
+    all_settings = GatewaySettings(
+        server_settings=own, routing=routing or RoutingSettings(), admission=admission or AdmissionSettings()
+    )
+    plane = DataPlane(registry, Access(own), all_settings, random.Random(1))
+    metrics.register(plane.metrics)
     sock = bind_socket("127.0.0.1", 0)
     sock.listen()
-    server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, relay))
+    server = Server(no_app, sock, drain_timeout_s=2, protocol=partial(Door, plane.relay))
     serving = asyncio.create_task(server.run_until_stopped())
-    opened = Gate(sock.getsockname()[1], relay, router, lobby, registry, metrics)
+    opened = Gate(sock.getsockname()[1], plane, metrics)
     try:
         yield opened
     finally:
         await opened.http.aclose()
         server.stop()
         await serving
-        upstream.shutdown()
+        plane.upstream.shutdown()

@@ -1,0 +1,37 @@
+"""DataPlane: the relay and all that it stands on, connected."""
+
+import random
+
+from config.settings import GatewaySettings
+from monitor.metrics import RelayMetrics
+from monitor.registry import WorkerRegistry
+from relay.access import Access
+from relay.breaker import Breakers
+from relay.dispatch import Dispatcher
+from relay.limits import Limits
+from relay.lobby import Lobby
+from relay.relay import Relay
+from relay.routing import Router
+from relay.upstream import Upstream
+
+
+class DataPlane:
+    """What the gateway's door, its metrics and its admin routes need of it."""
+
+    def __init__(
+        self, registry: WorkerRegistry, access: Access, settings: GatewaySettings, rng: random.Random, node: str = ""
+    ) -> None:
+        own = settings.server_settings
+        self.registry = registry
+        self.metrics = RelayMetrics()
+        self.upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
+        breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
+        self.router = Router(registry, settings.routing, breakers, rng, node)
+        dispatcher = Dispatcher(registry, self.upstream, self.router, breakers, self.metrics, own, rng)
+        self.lobby = Lobby(settings.admission, registry, self.router, dispatcher, self.metrics)
+        self.relay = Relay(access, Limits(own.keys), self.lobby, dispatcher, self.metrics, own)
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Requests that this gateway has at each worker, by worker id."""
+        return self.router.in_flight
