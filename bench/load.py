@@ -162,10 +162,13 @@ class Generator:
         self._clients: list[Client] = []
 
     async def warm_up(self) -> Tally:
-        """Raises OSError when nobody listens."""
-        for _ in range(self._plan.connections):
-            self._clients.append(await self._connect())
-        return await self._run(Tally(self._plan.warm_up), 0.0)
+        tally = Tally(self._plan.warm_up)
+        try:
+            for _ in range(self._plan.connections):
+                self._clients.append(await self._connect())
+        except OSError as error:
+            tally.fail(f"no connection: {error}")
+        return await self._run(tally, 0.0)
 
     async def measure(self) -> tuple[Tally, float]:
         """The tally, and the seconds that it took."""
@@ -180,7 +183,7 @@ class Generator:
         await asyncio.sleep(0)
 
     async def _run(self, tally: Tally, spread_s: float) -> Tally:
-        share_s = spread_s / len(self._clients)
+        share_s = spread_s / self._plan.connections
         try:
             async with asyncio.timeout(self._plan.limit_s):
                 await asyncio.gather(*(self._work(i, tally, share_s * i) for i in range(len(self._clients))))
@@ -216,15 +219,12 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def carry_out(plan: Plan, runner: asyncio.Runner) -> Outcome:
-    """Raises OSError when nobody listens."""
     generator = Generator(plan)
-    try:
-        warm_up = runner.run(generator.warm_up())
-        print("ready", flush=True)
-        sys.stdin.readline()
-        tally, wall_s = runner.run(generator.measure())
-    finally:
-        runner.run(generator.close())
+    warm_up = runner.run(generator.warm_up())
+    print("ready", flush=True)
+    sys.stdin.readline()
+    tally, wall_s = runner.run(generator.measure())
+    runner.run(generator.close())
     tally.errors += warm_up.errors
     tally.trouble += warm_up.trouble
     return tally.outcome(wall_s)
@@ -234,11 +234,8 @@ def main() -> None:
     raise_open_files_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for line in sys.stdin:
-            plan = Plan(**json.loads(line))
-            try:
-                print(json.dumps(dataclasses.asdict(carry_out(plan, runner))), flush=True)
-            except OSError as error:
-                sys.exit(f"bench.load: port {plan.port}: {error}")
+            outcome = carry_out(Plan(**json.loads(line)), runner)
+            print(json.dumps(dataclasses.asdict(outcome)), flush=True)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three digits that matter, no exponent."""
+    """Three digits that matter, no exponent; a count as it is."""
+    if isinstance(value, int):
+        return str(value)
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 

@@ -115,7 +115,9 @@ class RoutingBench:
         run = self.runs.setdefault((workload, policy), Run(workload, policy))
         run.turns += turns
         run.wall_s.append(time.monotonic() - start)
-        say(f"{workload}, {policy}: {len(turns)} requests in {run.wall_s[-1]:.0f} s")
+        found = run.summary()
+        share = f"{found['cached_share']:.0%} cached, {found['first_token_p50_ms']:.0f} ms"
+        say(f"{workload}, {policy}: {len(turns)} requests, {run.wall_s[-1]:.0f} s: {share}")
 
     def _hold(self, conversations: Sequence[Conversation]) -> list[Turn]:
         asker = Asker(self._port, self._options.together, self._options.max_tokens)

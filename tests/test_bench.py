@@ -16,13 +16,13 @@ from bench.conversations import WORDS, WORKLOADS, Sizes
 from bench.load import quantile, says_the_same
 from bench.peers import PEERS, named_peers
 from bench.plan import Plan
-from bench.processes import Running, merged
+from bench.processes import Running, load_generator, merged
 from bench.questions import MIXTURE, kind_of, mixed_question
 from bench.report import METRICS, document, number, summarize, table
 from bench.soak import Soaked, exit_code, last_half
 from bench.subjects import Subject
 from bench.usage import slope, us_per_chunk
-from tests.support import ROOT
+from tests.support import ROOT, free_port
 
 SMALL = {
     "relay": ["--repetitions", "1", "--requests", "200", "--concurrency", "4", "--streams", "4", "--chunks", "5",
@@ -50,6 +50,11 @@ def test_a_small_run_reports_every_figure(tmp_path: Path) -> None:
     report, done = report_of(tmp_path, "relay", "--gateway", "gateway.py", "--also", "gateway.py")
     assert set(report["subjects"]) == {"ichat", "ichat 2"}
     assert report["direct"]["errors"] == 0
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith(("ichat", "direct"))] == [
+        "ichat",
+        "ichat",
+        "direct",
+    ]
     for subject in report["subjects"].values():
         assert subject["errors"] == 0
         assert set(subject["summary"]) == set(METRICS)
@@ -62,7 +67,8 @@ def test_many_streams_have_their_memory_and_their_gaps(tmp_path: Path) -> None:
     (level,) = report["levels"]
     assert level["errors"] == 0
     assert level["rss_bytes"] > 2**20
-    assert level["gap_gateway_p50_ms"] == pytest.approx(50, rel=0.9)
+    assert level["gap_gateway_p50_ms"] > 0
+    assert level["pieces"] > 0
 
 
 def test_a_soak_looks_at_memory_again_and_again(tmp_path: Path) -> None:
@@ -93,6 +99,15 @@ def test_a_config_that_cannot_be_read_is_a_clear_error(bench: str, tmp_path: Pat
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "none.yaml" in done.stderr
+
+
+def test_a_server_that_is_gone_is_an_error_and_not_the_end() -> None:
+    with load_generator() as load:
+        plan = Plan(free_port(), connections=2, requests=5, warm_up=2)
+        load.prepare(plan)
+        outcome = load.run(plan)
+    assert (outcome.answers, outcome.errors) == (0, 1)
+    assert "no connection" in outcome.trouble[0]
 
 
 def test_another_gateway_that_does_not_start_is_a_clear_error(tmp_path: Path) -> None:
@@ -229,6 +244,8 @@ def test_a_goal_is_held_against_our_median() -> None:
     assert "status 502" in table(report)
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.123, "0.12"), (12.34, "12.3"), (1234.5, "1234"), (-150.26, "-150.3")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.123, "0.12"), (12.34, "12.3"), (1234.5, "1234"), (-150.26, "-150.3"), (7, "7")]
+)
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
