@@ -24,8 +24,9 @@ MARGIN_S: Final = 10.0
 BENCH_KEY: Final[Mapping[str, Any]] = {
     "name": "bench",
     "hash": f"sha256:{sha256(CLIENT_KEY.encode()).hexdigest()}",
+    "limits": {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "concurrency": 10**6},
 }
-"""The client key that the load asks with."""
+"""The client key that the load asks with: its limits are all counted, and never reached."""
 GATEWAY_CONFIG: Final[Mapping[str, Any]] = {
     "server_settings": {"host": "127.0.0.1", "keys": [BENCH_KEY], "drain_timeout_s": 2},
 }

@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Final
 
 from config.settings import ServerSettings
@@ -107,7 +106,7 @@ class Dispatcher:
         self._router.has_begun(placing)
         if flight.timer is not None:
             flight.timer.cancel()
-        streams = exchange.status == HTTPStatus.OK and is_event_stream(exchange.headers)
+        streams = exchange.status == 200 and is_event_stream(exchange.headers)
         if flight.asked is not None:
             self._splice(flight, flight.asked, exchange, streams=streams)
             return

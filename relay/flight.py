@@ -11,6 +11,7 @@ from relay.call import Call
 from relay.exchange import Exchange, StreamBroken, UpstreamError
 from relay.headers import Header, request_id
 from relay.limits import UNLIMITED
+from relay.request import NO_FIELDS
 from relay.resume import Continuation
 from relay.tape import Tape
 from relay.upload import Upload
@@ -57,9 +58,7 @@ class Flight:
     model = ""
     is_stream = False
     """It asks for one."""
-    session = b""
-    prompt = b""
-    """What the engine makes its prompt of, as written."""
+    fields = NO_FIELDS
     upload: Upload | None = None
 
     pilot: Pilot
@@ -111,8 +110,9 @@ class Flight:
             (b"x-ichat-worker", self.worker.encode() or b"none"),
             (b"x-ichat-attempts", b"%d" % self.attempts),
             (b"x-ichat-queue-ms", b"%d" % (self.queued_s * 1000)),
-            *self.grant.headers(),
         ]
+        if self.grant is not UNLIMITED:
+            headers += self.grant.headers()
         if self.decision:
             headers.append((b"x-ichat-decision", self.decision))
         return headers

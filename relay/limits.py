@@ -5,7 +5,7 @@ The minutes are moving windows of the library ``limits``; ``relay/windows.py`` k
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from limits.strategies import MovingWindowRateLimiter
@@ -40,19 +40,19 @@ def estimate_tokens(body: bytes, new_tokens: int = 0) -> int:
 
 def duration(seconds: float) -> bytes:
     """As OpenAI writes it: ``1s``, ``6m0s``. Rounded up, so that whoever waits as long has waited long enough."""
-    minutes, rest = divmod(max(0, math.ceil(seconds)), 60)
-    return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest
+    whole = math.ceil(seconds) if seconds > 0 else 0
+    return b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60)
 
 
 class Rate:
     """One limit of one key: so many ``units`` (requests or tokens) a minute."""
 
-    __slots__ = ("_clock", "_fixed", "_limiter", "_remaining", "_reset", "_windows", "item", "units")
+    __slots__ = ("_clock", "_fixed", "_limiter", "_remaining", "_reset", "_window", "item", "units")
 
     def __init__(self, key: str, units: str, amount: int, windows: SlicedWindows, clock: Clock) -> None:
         self.item = KeyLimit(amount, f"{units}/{key}")
         self.units = units
-        self._windows = windows
+        self._window = windows.window(self.item.name, self.item.get_expiry())
         self._limiter = MovingWindowRateLimiter(windows)
         self._clock = clock
         self._fixed = (b"x-ratelimit-limit-" + units.encode(), b"%d" % amount)
@@ -63,27 +63,32 @@ class Rate:
         return self._limiter.hit(self.item, cost=cost)
 
     def last_slice(self) -> int:
-        return self._windows.last_slice(self.item.name)
+        """In which the last hit was counted, for ``give_back``."""
+        return self._window.slices[-1][0]
 
     def add(self, cost: int) -> None:
-        self._windows.incr(self.item.name, self.item.get_expiry(), cost)
+        """What has been used already, whether there is room for it or not."""
+        now = self._clock()
+        self._window.forget(now)
+        self._window.add(now, cost)
 
     def give_back(self, index: int, cost: int) -> None:
-        self._windows.give_back(self.item.name, index, cost)
+        self._window.give_back(index, cost)
 
     def seconds_until(self, used: int) -> float:
         """Until at most ``used`` units of the minute are used."""
-        return max(0.0, self._windows.time_of_room(self.item.name, used) - self._clock())
+        return max(0.0, self._window.time_of_room(used) - self._clock())
 
     def headers(self) -> list[Header]:
         """OpenAI's three (https://platform.openai.com/docs/guides/rate-limits, "Rate limits in headers"); ``reset``
         is when all is free again.
         """
-        used, free_in = self._windows.standing(self.item.name)
+        window, now = self._window, self._clock()
+        window.forget(now)
         return [
             self._fixed,
-            (self._remaining, b"%d" % max(0, self.item.amount - used)),
-            (self._reset, duration(free_in)),
+            (self._remaining, b"%d" % max(0, self.item.amount - window.total)),
+            (self._reset, duration(window.time_when_free() - now)),
         ]
 
 
@@ -148,7 +153,7 @@ class Quota:
         per_minute = limits.tokens_per_minute
         self.tokens = Rate(key, "tokens", per_minute, windows, clock) if per_minute else None
 
-    def admit(self, body: bytes, new_tokens: int) -> LimitedGrant:
+    def admit(self, body: bytes, new_tokens: Callable[[], int]) -> LimitedGrant:
         """Raises TooManyRequests. What is refused is not counted: who tries again must not lock himself out."""
         if self._concurrency is not None and self.running >= self._concurrency:
             raise self._too_many_at_once(self._concurrency)
@@ -156,7 +161,7 @@ class Quota:
             raise self._too_many(self.requests, 1)
         tokens = 0
         if self.tokens is not None:
-            tokens = estimate_tokens(body, new_tokens)
+            tokens = estimate_tokens(body, new_tokens())
             if not self.tokens.hit(tokens):
                 if self.requests is not None:
                     self.requests.give_back(self.requests.last_slice(), 1)
@@ -165,7 +170,8 @@ class Quota:
         return LimitedGrant(self, tokens)
 
     def headers(self) -> list[Header]:
-        return [header for rate in (self.requests, self.tokens) if rate is not None for header in rate.headers()]
+        headers = self.requests.headers() if self.requests is not None else []
+        return headers + self.tokens.headers() if self.tokens is not None else headers
 
     def _too_many(self, rate: Rate, cost: int) -> TooManyRequests:
         allowed = rate.item.amount
@@ -201,10 +207,11 @@ class Limits:
             key.name: Quota(key.name, key.limits, clock) for key in keys if key.limits and key.limits != KeyLimits()
         }
 
-    def admit(self, key: str, body: bytes, new_tokens: int = 0) -> Grant:
+    def admit(self, key: str, body: bytes, new_tokens: Callable[[], int] = int) -> Grant:
         """Leave for a request of the key named ``key``. Raises TooManyRequests.
 
         ``new_tokens``: the most that the request lets the model say, all answers together; 0 where it does not say.
+        It is asked only if it counts.
         """
         quota = self._quotas.get(key)
         return UNLIMITED if quota is None else quota.admit(body, new_tokens)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from http import HTTPStatus
+from functools import partial
 from typing import Final
 
 from config.settings import ServerSettings
@@ -13,10 +13,10 @@ from relay.dispatch import Dispatcher
 from relay.flight import Flight
 from relay.limits import UNLIMITED, Limits, estimate_tokens
 from relay.lobby import Lobby
-from relay.request import body_too_large, check_content_type, content_of, new_tokens_of, parse_fields, session_of
+from relay.request import body_too_large, check_content_type, new_tokens_of, parse_fields
 from relay.routes import ROUTES, UPLOADS
 from relay.upload import Upload
-from relay.usage import usage_of
+from relay.usage import total_of
 from relay.words import stopping
 from utils.errors import ApiError, InternalError
 from utils.logger import EventLogger
@@ -111,9 +111,8 @@ class Relay:
         """Raises ApiError."""
         flight.body = flight.call.body
         fields = parse_fields(flight.body)
-        flight.model, flight.session = str(fields.model), session_of(flight.headers, fields)
-        flight.prompt, flight.is_stream = content_of(fields), bool(fields.stream)
-        flight.grant = self._limits.admit(flight.client.name, flight.body, new_tokens_of(fields))
+        flight.model, flight.is_stream, flight.fields = str(fields.model), bool(fields.stream), fields
+        flight.grant = self._limits.admit(flight.client.name, flight.body, partial(new_tokens_of, fields))
         self._lobby.enter(flight)
 
     def _feed(self, flight: Flight) -> None:
@@ -149,7 +148,7 @@ class Relay:
         if flight.grant is not UNLIMITED:
             self._settle(flight)
         status = CLIENT_GONE if call.disconnected else flight.status
-        first_byte_at = call.first_byte_at if flight.status == HTTPStatus.OK else 0.0
+        first_byte_at = call.first_byte_at if flight.status == 200 else 0.0
         self._metrics.observe(flight.model, call.route, status, flight.arrived, first_byte_at)
         self._lobby.call_next()
 
@@ -157,7 +156,7 @@ class Relay:
     def _settle(flight: Flight) -> None:
         """What the request really used: by its usage; for want of that, a token for each piece of a stream."""
         if flight.has_answer:
-            used = usage_of(flight.before_last, flight.last).total
+            used = total_of(flight.before_last, flight.last)
             flight.grant.settle(used if used is not None else estimate_tokens(flight.body) + flight.pieces)
         else:
             flight.grant.settle(0)

@@ -35,6 +35,7 @@ class RequestFields(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw()
 
 
+NO_FIELDS: Final = RequestFields()
 _decoder = msgspec.json.Decoder(RequestFields)
 
 

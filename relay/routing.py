@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ from relay.breaker import Breakers
 from relay.decisions import Decision, DecisionLog, candidates_of
 from relay.flight import Flight
 from relay.prefix import Chain, PrefixTree, Share, chain_of
+from relay.request import RequestFields, content_of, session_of
 from relay.routes import TASKS
 from relay.speeds import Speeds
 from relay.usage import Usage
@@ -20,6 +22,9 @@ from utils.errors import ModelNotFound
 
 EXPLAIN_HEADER: Final = b"x-ichat-explain"
 NO_SHARE: Final = Share()
+MAX_UNREAD: Final = 256
+MAX_UNREAD_BYTES: Final = 32 * 1024
+"""A longer one is not kept for later: it would be too much memory for what it is worth."""
 WRONG_BELOW: Final = 0.5
 """A replica that had less than this part of what was thought to be cached has dropped it, and older things."""
 
@@ -63,6 +68,8 @@ class Router:
         self._pending: dict[str, int] = {}  # bytes that a worker has still to prefill
         self._speeds = Speeds()
         self._trees: dict[str, PrefixTree] = {}
+        self._unread: dict[str, deque[tuple[RequestFields, str]]] = {}
+        """The last prompts of models with one replica: read once there is another."""
         registry.subscribe(self._on_change)
 
     # -- which one -------------------------------------------------------------------------------------------------
@@ -90,11 +97,13 @@ class Router:
         tree, share = None, NO_SHARE
         if name == "cache_aware":
             tree = self._tree_of(model)
-            chain = chain_of(flight.prompt)
-            share = tree.share(chain, len(flight.prompt))
+            prompt = content_of(flight.fields)
+            chain = chain_of(prompt)
+            share = tree.share(chain, len(prompt))
+        session = session_of(flight.headers, flight.fields) if name == "session" else b""
         turn = self._turns[model] = self._turns.get(model, -1) + 1
         view = policy.View(
-            self._breakers.allowed(replicas, time.monotonic()), self.in_flight, self._rng, turn, flight.session,
+            self._breakers.allowed(replicas, time.monotonic()), self.in_flight, self._rng, turn, session,
             self._weights, share, self._pending, self._speeds.by_worker, self._sent, self._node,
         )  # fmt: skip
         replica = policy.choose(policy.POLICIES[name], view, flight.tried, is_local_first=bool(self._node))
@@ -109,9 +118,12 @@ class Router:
         return replica
 
     def _take_only(self, flight: Flight, replica: Replica) -> Replica:
-        """There is nothing to choose; but it should be known where the prompt is once there is another replica."""
-        if self._policies.get(flight.model, self._default) == "cache_aware":
-            self._tree_of(flight.model).add(chain_of(flight.prompt), replica.worker_id)
+        """There is nothing to choose; but where prompts are should be known once there is another replica."""
+        if self._policies.get(flight.model, self._default) == "cache_aware" and len(flight.body) < MAX_UNREAD_BYTES:
+            unread = self._unread.get(flight.model)
+            if unread is None:
+                unread = self._unread[flight.model] = deque(maxlen=MAX_UNREAD)
+            unread.append((flight.fields, replica.worker_id))
         self._take_off(flight, Placing(replica, 0, 0, 0))
         return replica
 
@@ -119,6 +131,9 @@ class Router:
         tree = self._trees.get(model)
         if tree is None:
             tree = self._trees[model] = PrefixTree()
+        for fields, worker_id in self._unread.pop(model, ()):
+            if worker_id in self._sent:  # else it has gone, or started anew
+                tree.add(chain_of(content_of(fields)), worker_id)
         return tree
 
     def _explain(self, flight: Flight, name: str, view: policy.View, replica: Replica) -> None:

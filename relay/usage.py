@@ -10,6 +10,20 @@ COMPLETION: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})
 CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,9})\b')
 
 
+TOTAL: Final = b'"total_tokens":'
+
+
+def total_of(before_last: bytes, last: bytes) -> int | None:
+    """The tokens of a whole request, quickly where an answer says them as engines do; None: it does not say."""
+    for piece in (last, before_last):
+        start = piece.rfind(TOTAL)
+        if start >= 0:
+            digits = piece[start + len(TOTAL) : start + len(TOTAL) + 12].lstrip().partition(b",")[0].rstrip(b"} \r\n")
+            if digits.isdigit():
+                return int(digits)
+    return usage_of(before_last, last).total
+
+
 class Usage(NamedTuple):
     """Tokens; ``cached``: those of the prompt that were; None: it does not say."""
 

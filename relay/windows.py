@@ -119,13 +119,9 @@ class SlicedWindows(Storage, MovingWindowSupport):
         window.add(now, amount)
         return window.total
 
-    def last_slice(self, key: str) -> int:
-        """The slice in which the last hit was counted, for ``give_back``. Raises KeyError where there was none."""
-        return self._windows[key].slices[-1][0]
-
-    def give_back(self, key: str, index: int, amount: int) -> None:
-        """Takes back what was added in the slice ``index``."""
-        self._windows[key].give_back(index, amount)
+    def window(self, key: str, expiry: int) -> Window:
+        """The window of a limit, to be looked at without its name."""
+        return self._window(key, expiry, self._clock())
 
     def standing(self, key: str) -> tuple[int, float]:
         """What is used now, and the seconds until all is free again."""
@@ -135,11 +131,6 @@ class SlicedWindows(Storage, MovingWindowSupport):
         now = self._clock()
         window.forget(now)
         return window.total, max(0.0, window.time_when_free() - now)
-
-    def time_of_room(self, key: str, room: int) -> float:
-        """When at most ``room`` of what is in the window now is left in it; in the past if that is so already."""
-        window = self._windows.get(key)
-        return window.time_of_room(room) if window else 0.0
 
     # -- the rest of the library's interface -----------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Desk:
         self.limits = Limits([key], self.clock)
 
     def admit(self, body: bytes = BODY, new_tokens: int = 0) -> Any:
-        return self.limits.admit("alice", body, new_tokens)
+        return self.limits.admit("alice", body, lambda: new_tokens)
 
     def refusal(self, body: bytes = BODY, new_tokens: int = 0) -> TooManyRequests:
         with pytest.raises(TooManyRequests) as caught:
