@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticSerializationError
 
 from config.args import HOST, WorkerArguments
-from config.settings import Name, Port, WorkerId
+from config.fields import Name
+from config.settings import Port, WorkerId
 from config.states import WorkerState
 from utils.logger import EventLogger
 
