@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from api.views import model_views, worker_view
-from config.settings import Name
+from config.fields import Name
 from monitor.control_client import ControlClient
 from monitor.registry import UnknownWorker, Worker, WorkerRegistry
 from monitor.system import read_machine

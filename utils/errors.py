@@ -15,6 +15,7 @@
         ├── Conflict               409  conflict_error
         ├── PayloadTooLarge        413  invalid_request_error
         ├── UnsupportedMediaType   415  invalid_request_error
+        ├── TooManyRequests        429  rate_limit_error, with Retry-After; code: queue_full, rate_limit_exceeded
         ├── InternalError          500  server_error
         ├── WorkerBroke            502  server_error
         ├── NoReplicaReady         503  server_error, with Retry-After
@@ -114,6 +115,20 @@ class UnsupportedMediaType(ApiError):
     type = "invalid_request_error"
 
 
+class TooManyRequests(ApiError):
+    """``retry_after_s`` None: the same request will never do, so that a client's library is told not to try again."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(
+        self, message: str, *, code: str, retry_after_s: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        # x-should-retry is what the openai and anthropic libraries obey before all else.
+        when = retry_after(retry_after_s) if retry_after_s is not None else (b"x-should-retry", b"false")
+        super().__init__(message, code=code, headers=(when, *headers))
+
+
 class InternalError(ApiError):
     status = 500
 
@@ -126,12 +141,16 @@ class NoReplicaReady(ApiError):
     status = 503
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
-        retry_after = (b"retry-after", str(retry_after_s).encode())
-        super().__init__(message, code="no_replica_ready", headers=(retry_after,))
+        super().__init__(message, code="no_replica_ready", headers=(retry_after(retry_after_s),))
 
 
 class WorkerTimeout(ApiError):
     status = 504
+
+
+def retry_after(seconds: int) -> tuple[bytes, bytes]:
+    """The header that says when to come again (RFC 9110, 10.2.3)."""
+    return (b"retry-after", b"%d" % seconds)
 
 
 BY_STATUS: dict[int, type[ApiError]] = {
