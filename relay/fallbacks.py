@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from config.providers import FallbackTable, ProviderSettings
+from utils.errors import ApiError
 
 MAX_FALLBACKS: Final = 5
 """How many other models one request is tried at, at most: LiteLLM's default of ``router_settings.max_fallbacks``."""
@@ -28,6 +29,14 @@ class Why(StrEnum):
     QUEUE_FULL = "queue_full"  # its queue, or the provider's limit of requests
     CONTEXT_WINDOW = "context_window"  # the prompt is longer than it takes
     CONTENT_POLICY = "content_policy"  # the provider does not answer such a prompt
+
+
+CODES: Final[Mapping[str, Why]] = {
+    "context_length_exceeded": Why.CONTEXT_WINDOW,
+    "content_policy_violation": Why.CONTENT_POLICY,
+    "provider_not_found": Why.UNAVAILABLE,  # a deployment that has gone, most of all at Azure
+}
+"""Errors that say by their code, and not by their status, what they mean."""
 
 
 class Fallbacks:
@@ -78,6 +87,15 @@ class Fallbacks:
         """All models that something falls back to."""
         tables = (self._general, *self._special.values())
         return {other for table in tables for others in table.values() for other in others}
+
+
+def why_of(error: ApiError) -> Why | None:
+    """What an error of a worker or provider means for fallbacks; None for one that another model would answer too."""
+    if error.code is not None and error.code in CODES:
+        return CODES[error.code]
+    if error.status == 429:
+        return Why.QUEUE_FULL
+    return Why.UNAVAILABLE if error.status >= 500 else None
 
 
 def table(entries: FallbackTable) -> dict[str, tuple[str, ...]]:

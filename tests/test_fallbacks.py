@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.providers import ProviderSettings
-from relay.fallbacks import MAX_FALLBACKS, Fallbacks, Why, rename
+from relay.fallbacks import MAX_FALLBACKS, Fallbacks, Why, rename, why_of
+from utils.errors import (
+    ApiError,
+    BadRequest,
+    ModelNotFound,
+    NoReplicaReady,
+    NotFound,
+    TooManyRequests,
+    WorkerBroke,
+    WorkerTimeout,
+)
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e", "*"])
 TABLES = st.dictionaries(NAMES, st.lists(NAMES, max_size=4).map(tuple))
@@ -79,6 +89,24 @@ def test_no_model_comes_twice_nor_again(
 def test_all_names_that_are_fallen_back_to_are_known() -> None:
     settings = {"fallbacks": [{"a": ["b"]}], "context_window_fallbacks": [{"a": ["c"]}], "default_fallbacks": ["d"]}
     assert of(litellm_settings=settings).names() == {"b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (NoReplicaReady("x", retry_after_s=1), Why.UNAVAILABLE),
+        (WorkerBroke("x"), Why.UNAVAILABLE),
+        (WorkerTimeout("x"), Why.UNAVAILABLE),
+        (NotFound("x", code="provider_not_found"), Why.UNAVAILABLE),
+        (TooManyRequests("x", code="queue_full", retry_after_s=1), Why.QUEUE_FULL),
+        (BadRequest("x", code="context_length_exceeded"), Why.CONTEXT_WINDOW),
+        (BadRequest("x", code="content_policy_violation"), Why.CONTENT_POLICY),
+        (BadRequest("x"), None),
+        (ModelNotFound("x", []), None),
+    ],
+)
+def test_an_error_says_whether_another_model_is_to_be_asked(error: ApiError, why: Why | None) -> None:
+    assert why_of(error) is why
 
 
 # -- rename --------------------------------------------------------------------------------------------------------
