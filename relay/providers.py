@@ -210,10 +210,13 @@ class Providers:
             await close_stream(stream)
             raise
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-        return ProviderAnswer(200, headers, None, self._events(first, stream, encoder, hop), answered_by(stream, model))
+        events = self._events(first, stream, encoder, hop)
+        await anext(events)  # begun: one that has not would be closed without its ``finally``, and the call go on
+        return ProviderAnswer(200, headers, None, events, answered_by(stream, model))
 
     async def _events(self, first: bytes, stream: Any, encoder: Encoder, hop: Hop) -> AsyncGenerator[bytes, None]:
         try:
+            yield b""
             yield first
             async for piece in stream:
                 yield encoder.encode(piece)

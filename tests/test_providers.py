@@ -268,6 +268,14 @@ async def test_closing_the_events_cancels_the_call(model: str) -> None:
     assert SECRET.encode() in seen[0], "the provider gets its key"
 
 
+async def test_events_that_nobody_reads_are_closed_too() -> None:
+    async with provided(endless([])) as (providers, server):
+        answer = await providers.ask(CHAT, body(messages=HI, stream=True), "x", "r")
+        assert answer.events is not None
+        await answer.events.aclose()
+        await server.closed.wait()
+
+
 async def test_a_call_that_is_cancelled_is_so_at_the_provider() -> None:
     asked = asyncio.Event()
 
