@@ -13,6 +13,7 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from config.admission import AdmissionSettings, KeyLimits, ModelAdmission
+from config.providers import Deployment
 from config.settings import (
     ClientKey,
     Engine,
@@ -26,6 +27,8 @@ from utils.errors import ConfigError
 
 PREFIX = "ICHAT_"
 NESTED = "__"
+MAY_BE_UNUSED = ("general_settings.", "litellm_settings.", "router_settings.")
+"""Sections of LiteLLM whose keys may do nothing here: a variable that none of ours needs may be missing."""
 
 
 def load_settings(path: Path, environ: Mapping[str, str] = os.environ) -> GatewaySettings:
@@ -35,7 +38,8 @@ def load_settings(path: Path, environ: Mapping[str, str] = os.environ) -> Gatewa
     Raises ConfigError for a file that cannot be read, is no YAML, or holds a wrong or unknown key.
     """
     above = settings_of_environment(environ)
-    values = resolve_references(merge(read_yaml(path), above), environ)
+    values = merge(read_yaml(path), above)
+    values = resolve_references(values, {**environment_of(values, environ), **environ})
     try:
         settings = GatewaySettings.model_validate(values)
     except ValidationError as error:
@@ -133,6 +137,15 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def environment_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """LiteLLM's ``environment_variables``, which references may name as if they were set; the real ones win."""
+    given = values.get("environment_variables")
+    if not isinstance(given, dict):
+        return {}
+    resolved = resolve_references(given, environ, "environment_variables")
+    return {str(name): str(value) for name, value in resolved.items()}
+
+
 def resolve_references(value: Any, environ: Mapping[str, str], where: str = "") -> Any:
     """``os.environ/NAME``, LiteLLM's way to keep secrets out of files, replaced by the variable's value."""
     if isinstance(value, dict):
@@ -141,6 +154,8 @@ def resolve_references(value: Any, environ: Mapping[str, str], where: str = "") 
         return [resolve_references(item, environ, f"{where}.{index}") for index, item in enumerate(value)]
     if isinstance(value, str) and value.startswith("os.environ/"):
         name = value.removeprefix("os.environ/")
+        if name not in environ and where.startswith(MAY_BE_UNUSED) and where != "general_settings.master_key":
+            return value
         if name not in environ:
             raise ConfigError(f"{where}: {value} names an environment variable that is not set: set {name}")
         return environ[name]
@@ -187,6 +202,7 @@ def known_keys(parents: list[str]) -> list[str]:
         "routing.models": ModelRouting,
         "admission": AdmissionSettings,
         "admission.models": ModelAdmission,
+        "model_list": Deployment,
     }
     # The number of an item in a list, and the name of one in a mapping, are no part of a section's name.
     names = [part for part in parents if not part.isdigit()]

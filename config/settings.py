@@ -1,5 +1,6 @@
 """The gateway's settings: every key of config.yaml, frozen, and checked once at the start."""
 
+import hashlib
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 from config.admission import NORMAL, AdmissionSettings, KeyLimits, Priority, Weight
 from config.args import HOST, WORKER_ID, default_worker_id, is_header_word
 from config.fields import Frozen, Name, Seconds
+from config.providers import (
+    Deployment,
+    EnvironmentText,
+    GeneralSettings,
+    LitellmSettings,
+    ProviderSettings,
+    RouterSettings,
+)
 from config.unified import UNIFIED_ARGUMENTS, WORKER_ARGUMENTS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -22,6 +31,9 @@ OWN_ARGUMENTS = frozenset({"model", "model_path", "model_name", "served_model_na
                            "gateway_address", "worker_id", "heartbeat_interval", "drain_timeout",
                            "max_body_mb"})  # fmt: skip
 """What the gateway itself says on a managed worker's command line: ``backend_args`` must not say it again."""
+
+MASTER_KEY = "master_key"
+"""The client's name that LiteLLM's master key gets."""
 
 
 def hash_of_key(value: Any) -> str:
@@ -206,7 +218,7 @@ class RoutingSettings(Frozen):
     """
 
     policy: PolicyName = "cache_aware"
-    models: dict[Name, ModelRouting] = {}
+    models: dict[Name, ModelRouting] = Field({})
     weights: dict[WorkerId, Annotated[float, Field(gt=0, le=1000)]] = {}
     local_first: bool = False
     keep_decisions: Annotated[int, Field(ge=0, le=10000)] = 50
@@ -216,23 +228,56 @@ class RoutingSettings(Frozen):
         return {name: model.policy for name, model in self.models.items()}
 
 
+def with_master_key(values: dict[str, Any]) -> dict[str, Any]:
+    """LiteLLM's ``general_settings.master_key`` as what it means: a client's key, and that of the admin routes.
+
+    Only its hash goes further. Raises ValueError.
+    """
+    general, server = values.get("general_settings"), values.get("server_settings", {})
+    if not (isinstance(general, dict) and isinstance(server, dict)) or general.get("master_key") is None:
+        return values
+    key = general["master_key"]
+    if not isinstance(key, str) or not is_header_word(key):
+        raise ValueError("general_settings.master_key must be one word of ASCII letters, digits and signs")
+    hashed = f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    keys = server.get("keys") or ()
+    if isinstance(keys, list | tuple):
+        keys = (*keys, {"name": MASTER_KEY, "hash": hashed})
+    return {
+        **values,
+        "general_settings": {name: value for name, value in general.items() if name != "master_key"},
+        "server_settings": {"admin_key_hash": hashed, **server, "keys": keys},
+    }
+
+
 class GatewaySettings(Frozen):
     """All of config.yaml."""
 
     server_settings: ServerSettings = ServerSettings()
     managed_workers: tuple[ManagedWorker, ...] = ()
-    engines: dict[str, Engine] = {}
+    engines: dict[str, Engine] = Field({})
     routing: RoutingSettings = RoutingSettings()
     admission: AdmissionSettings = AdmissionSettings()
-    litellm_settings: dict[str, Any] = {}
+    model_list: tuple[Deployment, ...] = ()
+    litellm_settings: LitellmSettings = LitellmSettings()
+    router_settings: RouterSettings = RouterSettings()
+    general_settings: GeneralSettings = Field(GeneralSettings(), repr=False)
+    environment_variables: dict[str, EnvironmentText] = Field({}, repr=False)
 
-    @field_validator(
-        "admission", "managed_workers", "engines", "litellm_settings", "routing", "server_settings", mode="before"
-    )
+    @model_validator(mode="before")
     @classmethod
-    def _empty_section(cls, value: Any, info: Any) -> Any:
+    def _empty_sections_and_the_master_key(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
         # "managed_workers:" with nothing below it is null in YAML, and means none.
-        return cls.model_fields[info.field_name].default if value is None else value
+        return with_master_key(
+            {key: item for key, item in value.items() if item is not None or key not in cls.model_fields}
+        )
+
+    @property
+    def providers(self) -> ProviderSettings:
+        """LiteLLM's sections together."""
+        return ProviderSettings(**{key: getattr(self, key) for key in ProviderSettings.model_fields})
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:

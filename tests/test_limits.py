@@ -246,7 +246,7 @@ def test_durations_are_written_as_openai_does(seconds: float, text: bytes) -> No
 def test_a_key_without_limits_has_all_it_wants(limits: dict[str, Any] | None) -> None:
     keys = [ClientKey.model_validate({"name": "bob", "hash": HASH, "limits": limits})]
     for name in ("bob", "", "unknown"):
-        grant = Limits(keys).admit(name, BODY, 10**9)
+        grant = Limits(keys).admit(name, BODY, lambda: 10**9)
         assert grant is UNLIMITED
         assert grant.headers() == []
         grant.settle(10**9)

@@ -47,7 +47,7 @@ def test_the_documents_own_example_loads(path: Path, tmp_path: Path) -> None:
     settings = load(path, EXAMPLE.replace("MODELS", str(tmp_path)))
     assert [worker.gpu_ids for worker in settings.managed_workers] == [(0,), (1, 2)]
     assert settings.managed_workers[0].engine_arguments == {"tensor_parallel_size": 1, "gpu_memory_utilization": 0.9}
-    assert settings.litellm_settings == {"drop_params": True}
+    assert settings.litellm_settings.drop_params is True
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n"])
@@ -176,7 +176,7 @@ def test_the_environment_holds_whole_lists_and_deep_keys(path: Path) -> None:
     settings = load(path, "", environ)
     assert settings.managed_workers[0].port == 8001
     assert settings.engines["vllm"].python == "/opt/vllm/bin/python"
-    assert settings.litellm_settings == {"drop_params": True}
+    assert settings.litellm_settings.drop_params is True
 
 
 @pytest.mark.parametrize("token", ["abc#def", "#abc", "*abc", "&abc", "!abc", "%abc", "@abc", "a:b", "2026-01-01", "-"])
