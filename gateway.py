@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from api.app import create_app
 from config.load import load_settings
+from config.providers import without_effect
 from config.settings import GatewaySettings
 from fleet.fleet import Fleet, FleetSettings
 from fleet.placement import gpu_problems, needs_gpus, shared_gpus
@@ -52,6 +53,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings, rng: random.Random) -> None:
         own = settings.server_settings
         self._settings = own
+        self._providers = settings.providers
         self._sock = bind(own.host, own.port)
         self.port: int = self._sock.getsockname()[1]
         token = own.worker_token.get_secret_value() if own.worker_token else ""
@@ -68,8 +70,9 @@ class Gateway:
         )
         control = ControlClient(self._client, token=token)
         app = create_app(self.registry, access, self._logs, control, families, plane)
+        # A copy: LiteLLM's keys for providers go into our own environment, and are no worker's business.
         self._fleet = Fleet(
-            settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, os.environ, rng
+            settings.managed_workers, fleet_settings(settings, self.port, token), self.registry, dict(os.environ), rng
         )
         self._prober = Prober(self.registry, interval_s=own.probe_interval_s)
         self._server = Server(app, self._sock, drain_timeout_s=own.drain_timeout_s, protocol=partial(Door, plane.relay))
@@ -78,8 +81,9 @@ class Gateway:
 
     async def run(self) -> None:
         """Serves until stopped; on every way out the managed workers are stopped too."""
-        self._warn_of_open_doors()
+        self._warn()
         self._sock.listen(4096)
+        self._plane.providers.start()
         self._fleet.start()
         self._tasks.start(self._prober.run(), "prober")
         logger.info("gateway_listening", address=f"http://{url_host(self._settings.host)}:{self.port}")
@@ -90,7 +94,7 @@ class Gateway:
             await self._fleet.stop(left_s)
             await self._tasks.cancel()
             await self._logs.stop()
-            self._plane.upstream.shutdown()
+            await self._plane.close()
             await self._client.aclose()
             logger.info("gateway_stopped")
 
@@ -110,7 +114,9 @@ class Gateway:
         self._logs.close()
         self._server.stop()
 
-    def _warn_of_open_doors(self) -> None:
+    def _warn(self) -> None:
+        for line in without_effect(self._providers):
+            logger.warning("setting_without_effect", what=line)
         if not self._settings.keys and not is_loopback(self._settings.host):
             logger.warning("data_plane_open", why="server_settings.keys is empty: whoever reaches this port may ask")
 

@@ -27,10 +27,10 @@ def create_app(
     app.add_middleware(RequestIdHeader)
     # A proxy on this machine must not make its clients "this machine's own callers". The relay looks at no addresses.
     app.add_middleware(ProxyHeadersMiddleware)
-    app.include_router(openai.routes(registry, access))
+    app.include_router(openai.routes(registry, access, plane.providers))
     app.include_router(workers.routes(registry, access))
     app.include_router(admin.routes(registry, access, control, plane))
     app.include_router(logs.routes(log_collector, access))
-    app.include_router(system.routes(registry, metrics))
+    app.include_router(system.routes(registry, plane.providers, metrics))
     openai.describe_relay_routes(app)
     return app

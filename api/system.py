@@ -6,10 +6,11 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from monitor.registry import WorkerRegistry
+from relay.providers import Providers
 from utils.errors import NoReplicaReady
 
 
-def routes(registry: WorkerRegistry, metrics: CollectorRegistry) -> APIRouter:
+def routes(registry: WorkerRegistry, providers: Providers, metrics: CollectorRegistry) -> APIRouter:
     router = APIRouter(tags=["system"])
 
     @router.get("/health")
@@ -20,9 +21,10 @@ def routes(registry: WorkerRegistry, metrics: CollectorRegistry) -> APIRouter:
     @router.get("/ready")
     async def ready() -> dict[str, Any]:
         """The gateway has at least one model that it can serve."""
-        if not registry.is_ready():
+        models = [name for name in registry.models() if registry.route(name)] + providers.models()
+        if not models:
             raise NoReplicaReady("no model is ready: see GET /v1/admin/workers", retry_after_s=2)
-        return {"status": "ok", "models": [name for name in registry.models() if registry.route(name)]}
+        return {"status": "ok", "models": models}
 
     @router.get("/metrics")
     async def prometheus() -> Response:

@@ -53,3 +53,14 @@ def new_model_view(name: str, worker: Worker) -> dict[str, Any]:
             "adapter_of": worker.beat.model_name if name in worker.beat.adapters else None,
         },
     }
+
+
+def provider_model_view(name: str, created: int) -> dict[str, Any]:
+    """A model of ``model_list``; ``created``: when the gateway began to know it."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "provider",
+        "ichat": {"replicas": 0, "backends": ["litellm"], "wildcard": "*" in name},
+    }

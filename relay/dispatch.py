@@ -12,7 +12,7 @@ from monitor.registry import Replica, WorkerRegistry
 from relay.breaker import Breakers
 from relay.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.flight import Flight
-from relay.headers import Header, answer_headers, request_head, to_worker
+from relay.headers import Header, is_event_stream, request_head, to_worker
 from relay.resume import Continuation, Ending, Unresumable, continuation
 from relay.routing import Router
 from relay.splice import Splice
@@ -26,6 +26,7 @@ from utils.logger import EventLogger
 
 WORKER_STATE_HEADER: Final = b"x-ichat-worker-state"
 """An iChat worker's door says with it that the answer is its own, not the engine's: it takes nothing now."""
+JUDGED: Final = frozenset({400, 404, 413})
 RESUMABLE: Final = frozenset({CHAT, COMPLETION})
 NO_RETRY_HEADER: Final = b"x-ichat-no-retry"
 BACK_OFF_S: Final = 0.05
@@ -110,15 +111,12 @@ class Dispatcher:
         if flight.asked is not None:
             self._splice(flight, flight.asked, exchange, streams=streams)
             return
-        flight.has_answer = True
+        if exchange.status in JUDGED and flight.owner.may_judge(flight, exchange.status):
+            flight.held = (exchange.status, exchange.headers)
+            return
         if streams and flight.call.route in RESUMABLE and self._keep_bytes and not is_encoded(exchange.headers):
             flight.tape = Tape(self._keep_bytes)
-        if flight.is_told:
-            flight.collected = None if streams else []
-            return
-        flight.status = exchange.status
-        flight.is_event_stream = streams
-        flight.call.start(exchange.status, answer_headers(exchange.headers, flight.answer_headers()))
+        flight.begin(exchange.status, exchange.headers)
 
     def _splice(self, flight: Flight, asked: Continuation, exchange: Exchange, *, streams: bool) -> None:
         """Another replica takes a broken stream up, or refuses to."""
@@ -146,7 +144,10 @@ class Dispatcher:
     def _has_another(self, flight: Flight) -> bool:
         tried = {*flight.tried, flight.worker}
         others = self._router.replicas(flight.model, flight.call.route)
-        return flight.attempts < self._max_attempts and any(each.worker_id not in tried for each in others)
+        return self._may_try(flight) and any(each.worker_id not in tried for each in others)
+
+    def _may_try(self, flight: Flight) -> bool:
+        return flight.attempts - flight.first_attempt < self._max_attempts
 
     def take_error(self, flight: Flight, error: UpstreamError) -> None:
         assert flight.placing is not None
@@ -185,7 +186,7 @@ class Dispatcher:
             return Ending(b"")
         if NO_RETRY_HEADER in flight.headers:
             return Unresumable("the header x-ichat-no-retry forbids it")
-        if flight.attempts >= self._max_attempts:
+        if not self._may_try(flight):
             return Unresumable(f"it was tried at {flight.attempts} already")
         if not tape.is_resumable:
             return Unresumable("it is longer than server_settings.resume_kb")
@@ -213,7 +214,7 @@ class Dispatcher:
         self.land(flight)
         if not flight.pieces:
             flight.has_answer, flight.tape = False, None
-        if flight.attempts >= self._max_attempts:
+        if not self._may_try(flight):
             flight.owner.fail(flight, flight.last_error)
             return
         delay_s = self._rng.random() * BACK_OFF_S * 2 ** (flight.attempts - 1)
@@ -242,10 +243,3 @@ def turned_away(headers: list[Header]) -> str:
 
 def is_encoded(headers: list[Header]) -> bool:
     return any(name == b"content-encoding" for name, _ in headers)
-
-
-def is_event_stream(headers: list[Header]) -> bool:
-    for name, value in headers:
-        if name == b"content-type":
-            return value.startswith(b"text/event-stream")
-    return False

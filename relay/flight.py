@@ -4,12 +4,12 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from relay.access import NOBODY
 from relay.call import Call
 from relay.exchange import Exchange, StreamBroken, UpstreamError
-from relay.headers import Header, request_id
+from relay.headers import Header, answer_headers, is_event_stream, request_id
 from relay.limits import UNLIMITED
 from relay.request import NO_FIELDS
 from relay.resume import Continuation
@@ -17,6 +17,8 @@ from relay.tape import Tape
 from relay.upload import Upload
 from utils.errors import ApiError, WorkerBroke
 from utils.logger import EventLogger
+
+MAX_HELD_BYTES: Final = 64 * 1024
 
 if TYPE_CHECKING:
     from relay.routing import Placing
@@ -40,6 +42,12 @@ class Owner(Protocol):
 
     def fail(self, flight: "Flight", error: ApiError) -> None:
         """No worker answers it, or goes on answering it."""
+
+    def may_judge(self, flight: "Flight", status: int) -> bool:
+        """Whether ``judge`` wants to see an answer of this status before the client does."""
+
+    def judge(self, flight: "Flight", status: int, body: bytes) -> bool:
+        """Whether something else is done with the flight than to pass this answer on."""
 
     def crash(self, flight: "Flight", error: Exception) -> None:
         """Something of ours failed at this request: it must disturb no other."""
@@ -68,6 +76,10 @@ class Flight:
     """Where it is in flight."""
     exchange: Exchange | None = None
     attempts = 0
+    first_attempt = 0
+    """How many attempts other models have had before this one."""
+    line: tuple[str, ...] | None = None
+    """Other models that may still be asked; None: nobody has looked yet."""
     tried: tuple[str, ...] = ()
     """Workers that it failed at."""
     last_error: ApiError | None = None
@@ -76,8 +88,9 @@ class Flight:
     sent_at = 0.0
     """``time.perf_counter()`` of the last attempt."""
     queued_s = 0.0
-    cancel_wait: Callable[[], None] | None = None
+    cancel_wait: Callable[[], object] | None = None
     """Ends what it waits for, if that is no worker."""
+    room: asyncio.Future[None] | None = None
     timer: asyncio.TimerHandle | None = None
     """Of the time that the client gives it."""
 
@@ -87,6 +100,9 @@ class Flight:
     is_event_stream = False
     is_told = False
     """The client has been told that it waits: the head of a stream has gone out."""
+    held: tuple[int, list[Header]] | None = None
+    """The head of an answer that ``Owner.judge`` is to see whole before the client does."""
+    body_held = b""
     collected: list[bytes] | None = None
     """An answer that is no stream, for a client that was promised one."""
     tape: Tape | None = None
@@ -139,18 +155,48 @@ class Flight:
                 if tape.is_broken:
                     self._break(tape, piece)
                     return
-            elif self.collected is not None:
-                piece = self._collect(self.collected, piece, last)
-            if piece:
-                self.pieces += 1
-                self.before_last, self.last = self.last, piece
-            elif not last:
-                return
-            self.call.push(piece, last)
+            elif self.held is not None:
+                if self._hold(self.held, piece, last):
+                    return
+                piece = self.body_held
+            self.pass_on(piece, last=last)
             if last:
                 self.owner.end(self)
         except Exception as error:
             self.owner.crash(self, error)
+
+    def begin(self, status: int, headers: list[Header]) -> None:
+        """An answer for the client. One that was promised a stream gets it as a stream."""
+        self.has_answer = True
+        streams = status == 200 and is_event_stream(headers)
+        if self.is_told:
+            self.collected = None if streams else []
+            return
+        self.status = status
+        self.is_event_stream = streams
+        self.call.start(status, answer_headers(headers, self.answer_headers()))
+
+    def pass_on(self, piece: bytes, *, last: bool) -> None:
+        """A piece of the answer's body."""
+        if self.collected is not None:
+            piece = self._collect(self.collected, piece, last)
+        if piece:
+            self.pieces += 1
+            self.before_last, self.last = self.last, piece
+        elif not last:
+            return
+        self.call.push(piece, last)
+
+    def _hold(self, held: tuple[int, list[Header]], piece: bytes, last: bool) -> bool:
+        """Whether the answer is held back still, or was judged away."""
+        self.body_held += piece
+        if not last and len(self.body_held) <= MAX_HELD_BYTES:
+            return True
+        self.held = None
+        if last and self.owner.judge(self, held[0], self.body_held):
+            return True
+        self.begin(*held)
+        return False
 
     def _break(self, tape: Tape, piece: bytes) -> None:
         if piece:
@@ -184,8 +230,16 @@ class Flight:
     def hold(self, is_held: bool) -> None:
         self.call.hold(is_held)
 
+    async def wait_for_room(self) -> None:
+        """Returns when the client reads again, or has gone."""
+        while self.call.is_full and not self.call.disconnected:
+            self.room = asyncio.get_running_loop().create_future()
+            await self.room
+
     def make_room(self) -> None:
         """The client reads again."""
+        if self.room is not None and not self.room.done():
+            self.room.set_result(None)
         if self.exchange is not None:
             self.exchange.deliver()
 

@@ -66,3 +66,10 @@ def request_head(
 def answer_headers(headers: Iterable[Header], ours: list[Header]) -> list[Header]:
     """The worker's headers that are the client's business, and ours."""
     return [header for header in headers if header[0] not in NOT_TO_CLIENTS] + ours
+
+
+def is_event_stream(headers: Iterable[Header]) -> bool:
+    for name, value in headers:
+        if name == b"content-type":
+            return value.startswith(b"text/event-stream")
+    return False

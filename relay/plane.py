@@ -6,10 +6,13 @@ from config.settings import GatewaySettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import WorkerRegistry
 from relay.access import Access
+from relay.border import Border
 from relay.breaker import Breakers
 from relay.dispatch import Dispatcher
+from relay.fallbacks import Fallbacks
 from relay.limits import Limits
 from relay.lobby import Lobby
+from relay.providers import Providers
 from relay.relay import Relay
 from relay.routing import Router
 from relay.upstream import Upstream
@@ -29,7 +32,14 @@ class DataPlane:
         self.router = Router(registry, settings.routing, breakers, rng, node)
         dispatcher = Dispatcher(registry, self.upstream, self.router, breakers, self.metrics, own, rng)
         self.lobby = Lobby(settings.admission, registry, self.router, dispatcher, self.metrics)
-        self.relay = Relay(access, Limits(own.keys), self.lobby, dispatcher, self.metrics, own)
+        self.providers = Providers(settings.providers, answer_timeout_s=own.answer_timeout_s)
+        fallbacks = Fallbacks.of(settings.providers)
+        border = Border(registry, self.providers, fallbacks, self.lobby.enter, own.answer_timeout_s)
+        self.relay = Relay(access, Limits(own.keys), self.lobby, border, dispatcher, self.metrics, own)
+
+    async def close(self) -> None:
+        self.upstream.shutdown()
+        await self.providers.close()
 
     @property
     def in_flight(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Final
 from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from relay.access import Access
+from relay.border import Border
 from relay.call import Call
 from relay.dispatch import Dispatcher
 from relay.flight import Flight
@@ -38,6 +39,7 @@ class Relay:
         access: Access,
         limits: Limits,
         lobby: Lobby,
+        border: Border,
         dispatcher: Dispatcher,
         metrics: RelayMetrics,
         settings: ServerSettings,
@@ -45,6 +47,7 @@ class Relay:
         self._access = access
         self._limits = limits
         self._lobby = lobby
+        self._border = border
         self._dispatcher = dispatcher
         self._metrics = metrics
         self.max_body: int = settings.max_body_bytes
@@ -66,7 +69,7 @@ class Relay:
                 raise body_too_large(self.max_body)
         except ApiError as error:
             call.keep_alive = call.keep_alive and not call.expects_continue  # its body may come, or the next request
-            self.fail(flight, error)
+            self._answer(flight, error)
 
     def feed(self, call: Call) -> None:
         """A piece of an upload is here."""
@@ -81,12 +84,12 @@ class Relay:
         try:
             step(flight)
         except ApiError as error:
-            self.fail(flight, error)
+            self._answer(flight, error)
         except Exception as error:
             self.crash(flight, error)
 
     def refuse(self, call: Call, error: ApiError) -> None:
-        self.fail(self._flights[call], error)
+        self._answer(self._flights[call], error)
 
     def lose(self, call: Call) -> None:
         """The client has gone: so does its request at the worker."""
@@ -103,7 +106,7 @@ class Relay:
     def cut_flights(self) -> None:
         """Ends the requests that are still in flight: with an error, and streams with an error event."""
         for flight in list(self._flights.values()):
-            self.fail(flight, stopping())
+            self._answer(flight, stopping())
 
     # -- a flight --------------------------------------------------------------------------------------------------
 
@@ -113,7 +116,10 @@ class Relay:
         fields = parse_fields(flight.body)
         flight.model, flight.is_stream, flight.fields = str(fields.model), bool(fields.stream), fields
         flight.grant = self._limits.admit(flight.client.name, flight.body, partial(new_tokens_of, fields))
-        self._lobby.enter(flight)
+        try:
+            self._border.enter(flight)
+        except ApiError as error:
+            self.fail(flight, error)
 
     def _feed(self, flight: Flight) -> None:
         """Raises ApiError."""
@@ -124,7 +130,7 @@ class Relay:
         if flight.upload.model and not flight.model:
             flight.model = flight.upload.model
             flight.grant = self._limits.admit(flight.client.name, b"")
-            self._lobby.enter(flight)
+            self._border.enter(flight)
 
     @staticmethod
     def _end_upload(flight: Flight) -> None:
@@ -141,7 +147,7 @@ class Relay:
             flight.cancel_wait()
         if flight.timer is not None:
             flight.timer.cancel()
-        if flight.has_answer:
+        if flight.has_answer and flight.placing is not None:
             self._lobby.admission.landed(flight.model, time.perf_counter() - flight.sent_at)
         self._dispatcher.land(flight)
         call.abort()  # an answer that is not whole
@@ -163,6 +169,23 @@ class Relay:
         flight.grant.release()
 
     def fail(self, flight: Flight, error: ApiError) -> None:
+        """No worker or provider answers it: another model may, else it ends."""
+        if not flight.has_answer:
+            self._dispatcher.land(flight)
+            if self._border.falls_back(flight, error):
+                return
+        self._answer(flight, error)
+
+    def may_judge(self, flight: Flight, status: int) -> bool:
+        return self._border.may_judge(flight, status)
+
+    def judge(self, flight: Flight, status: int, body: bytes) -> bool:
+        assert flight.placing is not None
+        replica = flight.placing.replica
+        self._dispatcher.land(flight)
+        return self._border.judge(flight, status, body, replica)
+
+    def _answer(self, flight: Flight, error: ApiError) -> None:
         """Ends it with an error. An answer that has begun ends so that no client takes it for a whole one:
 
         a stream with an error event and without ``[DONE]``, any other just before its length.
@@ -182,4 +205,4 @@ class Relay:
     def crash(self, flight: Flight, error: Exception) -> None:
         """The top of all that is done for one request: nothing of it may disturb another."""
         logger.error("request_crashed", request_id=flight.id.decode(), path=flight.call.route, exc_info=error)
-        self.fail(flight, InternalError("the gateway failed on this request: see its log"))
+        self._answer(flight, InternalError("the gateway failed on this request: see its log"))

@@ -59,8 +59,12 @@ class Gate:
 
 @asynccontextmanager
 async def door(
-    routing: RoutingSettings | None = None, admission: AdmissionSettings | None = None, **settings: Any
+    routing: RoutingSettings | None = None,
+    admission: AdmissionSettings | None = None,
+    litellm: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Gate]:
+    """``litellm``: LiteLLM's sections of config.yaml; ``settings``: of the server."""
     own = ServerSettings(**settings)
     registry, metrics = WorkerRegistry(), CollectorRegistry()
 
@@ -69,7 +73,10 @@ async def door(
         await send({"type": "http.response.body", "body": b""})
 
     all_settings = GatewaySettings(
-        server_settings=own, routing=routing or RoutingSettings(), admission=admission or AdmissionSettings()
+        server_settings=own,
+        routing=routing or RoutingSettings(),
+        admission=admission or AdmissionSettings(),
+        **(litellm or {}),
     )
     plane = DataPlane(registry, Access(own), all_settings, random.Random(1))
     metrics.register(plane.metrics)
@@ -84,4 +91,4 @@ async def door(
         await opened.http.aclose()
         server.stop()
         await serving
-        plane.upstream.shutdown()
+        await plane.close()
