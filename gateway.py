@@ -36,7 +36,15 @@ from monitor.system import Gpu, read_gpus
 from relay.access import Access
 from relay.door import Door
 from relay.plane import DataPlane
-from utils.common import Tasks, bind_socket, is_loopback, package_version, raise_open_files_limit, url_host
+from utils.common import (
+    Tasks,
+    bind_socket,
+    calm_garbage_collector,
+    is_loopback,
+    package_version,
+    raise_open_files_limit,
+    url_host,
+)
 from utils.errors import ConfigError
 from utils.logger import EventLogger, setup_logging
 from utils.server import Server
@@ -183,6 +191,7 @@ def fleet_settings(settings: GatewaySettings, port: int, token: str) -> FleetSet
 
 async def serve(settings: GatewaySettings) -> None:
     gateway = Gateway(settings, random.Random())  # noqa: S311 - it breaks ties between replicas
+    calm_garbage_collector()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, gateway.stop)

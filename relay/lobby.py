@@ -26,6 +26,7 @@ class Waiting(Entry):
     """A flight in the queue of its model."""
 
     flight: Flight | None = None  # None never stays: Entry's defaults come first
+    told_at: float = 0.0  # when its client last heard where it stands
 
 
 class Lobby:
@@ -163,5 +164,7 @@ class Lobby:
         notice_s = self._settings.queue_notice_s
         for standing in self.admission.standings(model):
             entry = standing.entry
-            if entry.flight is not None and entry.flight.is_stream and now - entry.arrived >= notice_s:
-                entry.flight.tell(queue_notice(standing.position, standing.eta_s))
+            flight = entry.flight
+            if flight is not None and flight.is_stream and now - max(entry.arrived, entry.told_at) >= notice_s:
+                entry.told_at = now
+                flight.tell(queue_notice(standing.position, standing.eta_s))
