@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from limits.strategies import MovingWindowRateLimiter
-
 from config.admission import KeyLimits
 from config.settings import ClientKey
 from relay.headers import Header
-from relay.windows import Clock, KeyLimit, SlicedWindows
+from relay.windows import Clock, KeyLimit, KnownWindowRateLimiter, SlicedWindows
 from utils.errors import TooManyRequests
 
 BYTES_PER_TOKEN: Final = 4
@@ -38,10 +36,13 @@ def estimate_tokens(body: bytes, new_tokens: int = 0) -> int:
     return max(1, text // BYTES_PER_TOKEN) + media * TOKENS_PER_MEDIUM + max(0, new_tokens)
 
 
+SOON: Final = tuple(b"%ds" % seconds for seconds in range(60))
+
+
 def duration(seconds: float) -> bytes:
     """As OpenAI writes it: ``1s``, ``6m0s``. Rounded up, so that whoever waits as long has waited long enough."""
     whole = math.ceil(seconds) if seconds > 0 else 0
-    return b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60)
+    return SOON[whole] if whole < 60 else b"%dm%ds" % divmod(whole, 60)
 
 
 class Rate:
@@ -52,8 +53,8 @@ class Rate:
     def __init__(self, key: str, units: str, amount: int, windows: SlicedWindows, clock: Clock) -> None:
         self.item = KeyLimit(amount, f"{units}/{key}")
         self.units = units
-        self._window = windows.window(self.item.name, self.item.get_expiry())
-        self._limiter = MovingWindowRateLimiter(windows)
+        self._limiter = KnownWindowRateLimiter(windows, self.item, clock)
+        self._window = self._limiter.window
         self._clock = clock
         self._fixed = (b"x-ratelimit-limit-" + units.encode(), b"%d" % amount)
         self._remaining = b"x-ratelimit-remaining-" + units.encode()
@@ -68,9 +69,8 @@ class Rate:
 
     def add(self, cost: int) -> None:
         """What has been used already, whether there is room for it or not."""
-        now = self._clock()
-        self._window.forget(now)
-        self._window.add(now, cost)
+        self._window.forget(self._clock())
+        self._window.add(cost)
 
     def give_back(self, index: int, cost: int) -> None:
         self._window.give_back(index, cost)

@@ -12,7 +12,7 @@ from limits.strategies import MovingWindowRateLimiter
 
 from config.settings import ClientKey
 from relay.limits import TOKENS_PER_MEDIUM, UNLIMITED, Limits, duration, estimate_tokens
-from relay.windows import SLICES, KeyLimit, SlicedWindows
+from relay.windows import SLICES, KeyLimit, KnownWindowRateLimiter, SlicedWindows
 from tests.doubles import PATIENT
 from utils.errors import TooManyRequests
 
@@ -268,15 +268,17 @@ def test_keys_do_not_share_their_limits() -> None:
 
 @PATIENT
 @given(
-    st.integers(1, 20), st.lists(st.tuples(st.floats(0, 40), st.integers(1, 8)), max_size=60), st.floats(0, 1e6)
+    st.integers(1, 20), st.lists(st.tuples(st.floats(0, 40), st.integers(1, 8)), max_size=60), st.floats(0, 1e6),
+    st.booleans(),
 )  # fmt: skip
 def test_a_window_lets_through_what_a_list_of_all_hits_would(
-    limit: int, hits: list[tuple[float, int]], start: float
+    limit: int, hits: list[tuple[float, int]], start: float, is_known: bool
 ) -> None:
     """Against the plain way, which keeps every hit with its time, up to the length of a slice."""
     clock = Clock()
     clock.now = start
-    limiter, item = MovingWindowRateLimiter(SlicedWindows(clock)), KeyLimit(limit, "requests/alice")
+    windows, item = SlicedWindows(clock), KeyLimit(limit, "requests/alice")
+    limiter = KnownWindowRateLimiter(windows, item, clock) if is_known else MovingWindowRateLimiter(windows)
     taken: deque[tuple[float, int]] = deque()
     for pause, cost in hits:
         clock.now += pause
