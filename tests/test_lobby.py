@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionUserMessageParam
 from prometheus_client import generate_latest
 
 from config.admission import AdmissionSettings
@@ -303,3 +305,28 @@ async def test_concurrency_is_free_again_when_a_request_ends() -> None:
                 await asyncio.sleep(0.001)
         for _ in range(2):
             assert (await ask(gate, "x")).status_code == 200
+
+
+async def test_openais_client_waits_as_it_is_told_and_comes_again() -> None:
+    keys = [key("alice", limits={"concurrency": 1, "requests_per_minute": 100})]
+    async with busy_door(AdmissionSettings(), keys=keys) as (gate, worker):
+        worker.answer(2)
+        async with asyncio.timeout(5):
+            while gate.router.in_flight:
+                await asyncio.sleep(0.001)
+        taken = asyncio.create_task(ask(gate, "long"))
+        await worker.wait_for(2)
+        asked: list[int] = []
+
+        async def note(response: httpx.Response) -> None:
+            asked.append(response.status_code)
+            worker.answer(2)  # the long one ends while the client waits
+
+        http = httpx.AsyncClient(trust_env=False, event_hooks={"response": [note]})
+        async with AsyncOpenAI(base_url=f"{gate.http.base_url}/v1", api_key="sk-alice", http_client=http) as client:
+            messages: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "again"}]
+            answer = await client.chat.completions.with_raw_response.create(model=MODEL, messages=messages)
+        await taken
+    assert asked == [429, 200]
+    assert answer.retries_taken == 1
+    assert answer.headers["x-ratelimit-limit-requests"] == "100"
