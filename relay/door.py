@@ -99,8 +99,8 @@ class Door(HttpProtocol):
             self._timer.cancel()
             self._timer = None
         call, self._call = self._call, None
-        if call is not None:
-            self.cycle = None  # type: ignore[assignment]  # what follows is for uvicorn's own
+        if isinstance(self.cycle, Call):  # this one, or the one before a head that has not come whole
+            self.cycle = None  # what follows is for uvicorn's own
         super().connection_lost(exc)
         if call is not None and not call.response_complete:
             call.disconnected = True
