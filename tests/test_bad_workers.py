@@ -319,6 +319,31 @@ async def test_an_answer_before_the_request_was_taken_ends_the_connection(stage:
         answered.set()
 
 
+async def test_an_endless_answer_to_one_who_was_promised_a_stream_is_not_kept(stage: Stage) -> None:
+    """It had to be kept whole, to be told as one event."""
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        asked.set()
+        await told.wait()
+        writer.write(head(status=b"400 Bad"))
+        while True:
+            writer.write(b"x" * 10_000)
+            await writer.drain()
+
+    async with bad(stage, script) as (gate, worker), wire(gate) as one:
+        await one.send(request(body_of("mine")))
+        await asyncio.wait_for(asked.wait(), 5)
+        (flight,) = gate.relay._flights.values()
+        flight.tell(b": queued\n\n")
+        told.set()
+        answer = await one.answer()
+        assert answer is not None
+        assert answer.body.startswith(b': queued\n\ndata: {"error"') and b"[DONE]" not in answer.body
+        await asyncio.wait_for(worker.closed.wait(), 5)
+
+
 @settings(PATIENT, max_examples=60)
 @given(
     shape=st.sampled_from(sorted(IS_AN_ANSWER)),
