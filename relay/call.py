@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -22,7 +23,7 @@ class Call:
     another worker can take its place.
     """
 
-    __slots__ = ("_chunked", "_head", "_left", "_limit", "_on_end", "_pieces", "_size", "_transport", "disconnected",
+    __slots__ = ("_body", "_chunked", "_head", "_left", "_limit", "_on_end", "_size", "_transport", "disconnected",
                  "expects_continue", "first_byte_at", "headers", "hold", "is_full", "is_old_http", "is_too_large",
                  "keep_alive", "response_complete", "route", "started", "target")  # fmt: skip
 
@@ -52,53 +53,62 @@ class Call:
         self.response_complete = False
         self.disconnected = False
         self.is_full = False  # the client reads more slowly than it is written to: hold back what comes
-        self._pieces: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._size = 0
         self._head = b""
         self._chunked = False
-        self._left = 0
+        self._left: int | None = 0  # bytes of the answer's body that are still due; None: its length is not known
 
     # -- the request -----------------------------------------------------------------------------------------------
 
     @property
     def body(self) -> bytes:
-        pieces = self._pieces
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if isinstance(self._body, bytearray):
+            self._body = bytes(self._body)
+        return self._body
 
     def add(self, piece: bytes) -> bool:
         """Take a piece of the body. What is over the limit is not kept; False when enough of it was thrown away."""
         self._size += len(piece)
         if self._size <= self._limit and not self.response_complete:
-            self._pieces.append(piece)
+            if not self._body:
+                self._body = piece  # the usual case: it comes at once, and is not copied
+            elif isinstance(self._body, bytearray):
+                self._body += piece
+            else:  # not a list of pieces, each of which takes more memory than the two bytes that it may hold
+                self._body = bytearray(self._body)
+                self._body += piece
             return True
         self.is_too_large = self._size > self._limit
-        self._pieces.clear()
+        self._body = b""
         return self._size <= self._limit * DISCARD_FACTOR
 
     def take(self) -> bytes:
         """What of the body has come since the last time."""
-        body, self._pieces = self.body, []
+        body, self._body = self.body, b""
         return body
 
     # -- its answer ------------------------------------------------------------------------------------------------
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
         """The head of the answer, which goes out with the first piece of its body. Of several the last one counts."""
-        length = -1
+        length = None
         content = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
         for name, value in headers:
             if name == b"content-length":
                 length = int(value)
+                if status == HTTPStatus.NO_CONTENT:
+                    continue  # RFC 9110, 8.6
             elif name == b"connection":
                 self.keep_alive = self.keep_alive and value != b"close"
                 continue
             content += (name, b": ", value, b"\r\n")
-        self._chunked = length < 0 and status not in BODILESS and not self.is_old_http
         self._left = 0 if status in BODILESS else length
+        self._chunked = self._left is None and not self.is_old_http
         if self._chunked:
             content.append(b"transfer-encoding: chunked\r\n")
-        elif length < 0:
-            self.keep_alive = self.keep_alive and status in BODILESS  # else its end is the connection's
+        elif self._left is None:
+            self.keep_alive = False  # its end is the connection's
         if not self.keep_alive:
             content.append(b"connection: close\r\n")
         content.append(b"\r\n")
@@ -114,8 +124,7 @@ class Call:
             self.first_byte_at = time.perf_counter()
             self._head = b""
         if not self._chunked:
-            self._left -= len(piece)
-            piece = head + piece
+            piece = head + self._due(piece)
         elif last:
             piece = b"%b%x\r\n%b\r\n0\r\n\r\n" % (head, len(piece), piece) if piece else head + b"0\r\n\r\n"
         elif piece:
@@ -125,7 +134,16 @@ class Call:
         if piece:
             self._transport.write(piece)
         if last:
-            self._end(is_whole=self._left <= 0)
+            self._end(is_whole=not self._left)
+
+    def _due(self, piece: bytes) -> bytes:
+        """What of it was promised: a byte more would be taken for the beginning of the next answer."""
+        if self._left is None:
+            return piece
+        due = piece[: self._left]
+        self._left -= len(due)
+        self.keep_alive = self.keep_alive and len(due) == len(piece)
+        return due
 
     def answer(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """A whole answer at once."""
@@ -140,7 +158,7 @@ class Call:
     @property
     def is_open_ended(self) -> bool:
         """No length was promised: more can be said."""
-        return self._chunked or self._left < 0
+        return self._left is None
 
     def give_up(self) -> None:
         """The client has not read for too long: to us it has gone."""
@@ -148,6 +166,6 @@ class Call:
 
     def _end(self, *, is_whole: bool) -> None:
         self.response_complete = True
-        self._pieces = []
+        self._body = b""
         self.keep_alive = self.keep_alive and is_whole
         self._on_end()

@@ -14,7 +14,9 @@ from relay.exchange import BadAnswer, ConnectionBroken, Exchange, UpstreamError
 from relay.headers import Header
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""A worker whose status line and headers are longer than this is broken."""
+"""A worker whose status line and headers are longer than this is broken; as is one that sends more than this, beyond
+one read, without a byte of the body: interim answers, trailers, extensions of chunks.
+"""
 HIGH_WATER: Final = 256 * 1024
 """Unread bytes of an answer above which the worker is not read from, so that a slow client costs bounded memory."""
 
@@ -33,7 +35,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: Exchange | None = None
         self._headers: list[Header] = []
-        self._head_size = 0
+        self._bare = 0  # bytes since the last that were of use
         self._until_close = False
         self._out_of_step = False
         self._keep_alive = False
@@ -44,7 +46,7 @@ class Connection(asyncio.Protocol):
         exchange.connection = self
         self._exchange = exchange
         self._headers = []
-        self._head_size = 0
+        self._bare = 0
         if self.closed:
             exchange.fail(ConnectionBroken("closed the connection"))
             return
@@ -76,13 +78,18 @@ class Connection(asyncio.Protocol):
             return
         self._exchange = None
         reusable = exchange.done and exchange.is_sent and not (self.closed or self._until_close or self._out_of_step)
-        if reusable and self._keep_alive:
+        if reusable and self._keep_alive and not self._is_sending:
             self.resume()
             self.used = True
             self.idle_since = self.loop.time()
             self._on_idle(self)
         else:
             self.abort()
+
+    @property
+    def _is_sending(self) -> bool:
+        """The worker has answered before it took the whole request, and may never take the rest."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
     def abort(self) -> None:
         self.closed = True
@@ -104,16 +111,17 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             self.abort()  # a worker that talks without having been asked
             return
+        self._bare += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._break(BadAnswer(f"answered something that is no HTTP/1.1: {error}"))
-            return
-        if not exchange.started:
-            self._head_size += len(data)
-            if self._head_size > MAX_HEAD_BYTES:
-                self._break(BadAnswer(f"sent headers of more than {MAX_HEAD_BYTES} bytes"))
+            if not exchange.done:
+                self._break(BadAnswer(f"answered something that is no HTTP/1.1: {error}"))
                 return
+            self._out_of_step = True  # garbage behind a whole answer
+        if self._bare > MAX_HEAD_BYTES and not exchange.done:
+            self._break(BadAnswer(f"sent headers of more than {MAX_HEAD_BYTES} bytes"))
+            return
         exchange.arrive()
 
     def eof_received(self) -> bool:
@@ -140,23 +148,28 @@ class Connection(asyncio.Protocol):
             self._out_of_step = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        if self._exchange is not None and not self._exchange.started:  # what follows the body are no headers of it
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         exchange = self._exchange
         status = self._parser.get_status_code()
+        if status < 100:
+            raise ValueError(f"there is no status {status}")
         if exchange is None or status < 200 or self._out_of_step:
             self._headers = []  # an interim answer such as 100 Continue: the real one follows
             return
         exchange.status = status
-        exchange.headers, self._headers = self._headers, []  # what follows the body are no headers of it
+        exchange.headers, self._headers = self._headers, []
         exchange.started = True
+        self._bare = 0
         self._until_close = status not in (204, 304) and ends_with_connection(exchange.headers)
 
     def on_body(self, body: bytes) -> None:
         exchange = self._exchange
         if exchange is None or self._out_of_step:
             return
+        self._bare = 0
         if exchange.add(body) > HIGH_WATER and not self.is_paused and self._transport:
             self.is_paused = True
             self._transport.pause_reading()

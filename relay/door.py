@@ -18,14 +18,19 @@ from utils.logger import EventLogger
 from utils.server import KEEP_ALIVE_S, HttpProtocol
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""A client whose request line and headers are longer than this, and one read, is refused."""
+"""A client whose request line and headers are longer than this, and one read, is refused; as is one that sends so much
+within a body without a byte of it: trailers, extensions of chunks."""
+BODY_PIECE_BYTES: Final = 64 * 1024
+"""What is to come within ``body_timeout_s``, or all that is left: who sends a byte now and then is not waited for."""
 LAST_READ_S: Final = 30.0
 """How long a client may take to read the rest of what was written to a connection that is closed."""
+OLD_HTTP: Final = ("1.0", "0.9")
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
 NO_HTTP: Final = "This is no valid HTTP request."
+NO_PATH: Final = "The request names no valid path."
 
 logger = EventLogger("relay")
 
@@ -74,7 +79,9 @@ class Door(HttpProtocol):
         self._call: Call | None = None  # the current request, if it is a call
         self._is_deaf = False  # nothing more is taken from this connection
         self._incomplete = False  # in the middle of a request
-        self._head_size: int | None = None  # bytes of a head that is not whole
+        self._in_body = False  # its head is whole
+        self._bare = 0  # bytes since it began, or since the last byte of its body; -1: that was in the last read
+        self._fresh = 0  # bytes of its body since the client was last given time
         self._unparsed = 0  # bytes of a body that the parser leaves to us
         # One timer a connection, moved on when it fires: cheaper than one for every request.
         self._due = 0.0  # the loop's time by which the client must have done something; 0: it need not
@@ -92,8 +99,8 @@ class Door(HttpProtocol):
             self._timer.cancel()
             self._timer = None
         call, self._call = self._call, None
-        if call is not None:
-            self.cycle = None  # type: ignore[assignment]  # what follows is for uvicorn's own
+        if isinstance(self.cycle, Call):  # this one, or the one before a head that has not come whole
+            self.cycle = None  # what follows is for uvicorn's own
         super().connection_lost(exc)
         if call is not None and not call.response_complete:
             call.disconnected = True
@@ -137,8 +144,10 @@ class Door(HttpProtocol):
         """The client sent something that is no HTTP; to an answer under way nothing may be added."""
         self._is_deaf = True
         call = self._call
-        if self._is_free:
+        if self._is_free and not self._in_body:
             self.send_400_response(NO_HTTP)
+        elif self._is_free:  # answered before its body came: there is nothing to be added
+            self._close()
         elif call is not None and self._incomplete:
             call.keep_alive = False
             self._relay.refuse(call, BadRequest(f"{NO_HTTP} Its body is broken"))
@@ -168,10 +177,12 @@ class Door(HttpProtocol):
         self.expect_100_continue = False
         self._call = None
         self._incomplete = True
-        self._head_size = -1
+        self._in_body = False
+        self._bare = -1
 
     def on_headers_complete(self) -> None:
-        self._head_size = None
+        self._in_body = True
+        self._fresh = BODY_PIECE_BYTES
         method = self.parser.get_method()
         if self.parser.should_upgrade():
             # We decline by answering in this protocol (RFC 9110, 7.8).
@@ -184,7 +195,7 @@ class Door(HttpProtocol):
         call = Call(
             self.transport, self.on_response_complete, self._hold, route, self._target(), headers, self._relay.max_body
         )
-        call.is_old_http = self.parser.get_http_version() == "1.0"
+        call.is_old_http = self.parser.get_http_version() in OLD_HTTP
         call.expects_continue = self.expect_100_continue and not call.is_old_http
         call.keep_alive = self.parser.should_keep_alive() and not call.is_old_http
         self.cycle = call  # type: ignore[assignment]
@@ -194,6 +205,8 @@ class Door(HttpProtocol):
             self.transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
+        self._bare = -1
+        self._fresh += len(body)
         call = self._call
         if call is None:
             super().on_body(body)
@@ -210,13 +223,16 @@ class Door(HttpProtocol):
     def _hold(self, is_held: bool) -> None:
         if is_held:
             self.flow.pause_reading()
+            self._due = 0.0
         else:
             self.flow.resume_reading()
+            if self._incomplete:
+                self._expect_within(self._relay.body_timeout_s)
 
     def on_message_complete(self) -> None:
         if self._unparsed:
             return
-        self._incomplete = False
+        self._incomplete = self._in_body = False
         call = self._call
         if call is None:
             super().on_message_complete()
@@ -244,6 +260,9 @@ class Door(HttpProtocol):
 
     def _hand_to_app(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
+        if not path_of(url):
+            self.send_400_response(NO_PATH)
+            raise StopParsing
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers = self.scope["headers"] = headers
@@ -255,8 +274,7 @@ class Door(HttpProtocol):
         if path in self._relay.routes:
             return path
         if "%" in path or not path.startswith("/"):
-            with_host = httptools.parse_url(self.url).path
-            path = unquote((with_host or b"").decode("latin-1"))
+            path = unquote(path_of(self.url).decode("latin-1"))
         return path if path in self._relay.routes else None
 
     def _target(self) -> bytes:
@@ -294,14 +312,18 @@ class Door(HttpProtocol):
 
     def _wait_for_rest(self, size: int) -> None:
         """A request has come in part; ``size`` bytes of the last read, which may hold an earlier one's end."""
-        if self._head_size is None:
+        if self._in_body and self._fresh >= BODY_PIECE_BYTES:
+            self._fresh = 0
             self._expect_within(self._relay.body_timeout_s)
+        self._bare = self._bare + size if self._bare >= 0 else 0
+        if self._bare <= MAX_HEAD_BYTES:
             return
-        self._head_size = self._head_size + size if self._head_size >= 0 else 0
-        if self._head_size > MAX_HEAD_BYTES:
-            self._is_deaf = True
-            self.transport.write(HEAD_TOO_LARGE)
-            self._close()
+        if self._in_body:
+            self._refuse_bytes()
+            return
+        self._is_deaf = True
+        self.transport.write(HEAD_TOO_LARGE)
+        self._close()
 
     def _expect_within(self, seconds: float) -> None:
         self._due = self.loop.time() + seconds
@@ -333,6 +355,14 @@ class Door(HttpProtocol):
             self._relay.refuse(call, body_timeout(self._relay.body_timeout_s))
         else:
             self._close()
+
+
+def path_of(target: bytes) -> bytes:
+    """The path that a request names, with or without a host before it; b"" where it names none."""
+    try:
+        return httptools.parse_url(target).path or b""
+    except httptools.HttpParserInvalidURLError:
+        return b""
 
 
 def length_of(headers: list[Header]) -> int:

@@ -85,7 +85,7 @@ class Exchange:
         self.started = False  # the head of the answer is here
         self.done = False  # the whole answer is here
         self.error: UpstreamError | None = None
-        self.heard = True  # something has come since silence was last measured
+        self.heard = True  # something of the answer has come since silence was last measured
         self.is_closed = False
         self.is_sent = True  # nothing more of the request's body will come by ``send_more``
         self._on_broken = on_broken
@@ -108,17 +108,17 @@ class Exchange:
 
     def add(self, body: bytes) -> int:
         """Keep a piece of the body until ``arrive``; how many bytes are kept now."""
+        self.heard = True
         self._chunks.append(body)
         self._size += len(body)
         return self._size
 
     def arrive(self) -> None:
-        """Something has come: the head, a part of the body, its end."""
-        self.heard = True
+        """Something has come: a part of the head, the rest of it, a part of the body, its end."""
         if not self._is_told:
             if not self.started:
                 return
-            self._is_told = True
+            self._is_told = self.heard = True
             self.reader.take_head(self)
         self.deliver()
 
@@ -154,7 +154,11 @@ class Exchange:
             self._end(error)
 
     def measure_silence(self, passed_s: float, limit_s: float) -> None:
-        """``passed_s`` have gone by since the last call. A worker that is not read from cannot be heard."""
+        """``passed_s`` have gone by since the last call. A worker that is not read from cannot be heard.
+
+        A whole head is heard, and then each piece of the body: what only comes with them (interim answers, half a head,
+        the extensions of chunks) would let a worker go on for ever without an answer.
+        """
         if self.heard:
             self.heard = False
             self._silent_s = 0.0
@@ -165,7 +169,7 @@ class Exchange:
         if self._is_told and self.reader.is_full:
             self.reader.give_up()
         else:
-            self.fail(WorkerSilent(f"sent nothing for {limit_s:g} s"))
+            self.fail(WorkerSilent(f"sent nothing of its answer for {limit_s:g} s"))
 
     def _end(self, error: UpstreamError) -> None:
         self.is_closed = True

@@ -23,6 +23,9 @@ MAX_HELD_BYTES: Final = 64 * 1024
 if TYPE_CHECKING:
     from relay.routing import Placing
 
+MAX_COLLECTED_BYTES: Final = 1024 * 1024
+"""Bytes of an answer that is kept until its end: an error, where a stream was asked for."""
+
 logger = EventLogger("relay")
 
 
@@ -103,7 +106,7 @@ class Flight:
     held: tuple[int, list[Header]] | None = None
     """The head of an answer that ``Owner.judge`` is to see whole before the client does."""
     body_held = b""
-    collected: list[bytes] | None = None
+    collected: bytearray | None = None
     """An answer that is no stream, for a client that was promised one."""
     tape: Tape | None = None
     """Of a stream that can go on elsewhere if it breaks."""
@@ -170,16 +173,23 @@ class Flight:
         self.has_answer = True
         streams = status == 200 and is_event_stream(headers)
         if self.is_told:
-            self.collected = None if streams else []
+            self.collected = None if streams else bytearray()
             return
         self.status = status
         self.is_event_stream = streams
+        if self.tape is not None:  # it may be continued by another worker, whose rest is of another length
+            headers = [header for header in headers if header[0] != b"content-length"]
         self.call.start(status, answer_headers(headers, self.answer_headers()))
 
     def pass_on(self, piece: bytes, *, last: bool) -> None:
         """A piece of the answer's body."""
         if self.collected is not None:
-            piece = self._collect(self.collected, piece, last)
+            self.collected += piece
+            if len(self.collected) > MAX_COLLECTED_BYTES:
+                message = f"the answer of {self.model} is no stream, as it was to be, and too long for one event"
+                self.owner.fail(self, WorkerBroke(message, code="bad_worker_answer"))
+                return
+            piece = as_event(self.collected) if last else b""
         if piece:
             self.pieces += 1
             self.before_last, self.last = self.last, piece
@@ -203,11 +213,6 @@ class Flight:
             self.pieces += 1
             self.call.push(piece, last=False)
         self.pilot.take_error(self, StreamBroken(tape.reason))
-
-    @staticmethod
-    def _collect(collected: list[bytes], piece: bytes, last: bool) -> bytes:
-        collected.append(piece)
-        return as_event(b"".join(collected)) if last else b""
 
     def take_error(self, error: UpstreamError) -> None:
         try:
@@ -244,10 +249,10 @@ class Flight:
             self.exchange.deliver()
 
 
-def as_event(body: bytes) -> bytes:
+def as_event(body: bytes | bytearray) -> bytes:
     """An answer that is no stream, such as an engine's 400, as the one event of a stream; without ``[DONE]``."""
     try:
         line = json.dumps(json.loads(body), ensure_ascii=False).encode()
-    except ValueError:
-        line = WorkerBroke(f"the worker answered no JSON: {body[:200]!r}", code="bad_worker_answer").body()
+    except (ValueError, RecursionError):
+        line = WorkerBroke(f"the worker answered no JSON: {bytes(body[:200])!r}", code="bad_worker_answer").body()
     return b"data: %b\n\n" % line

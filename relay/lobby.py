@@ -50,6 +50,9 @@ class Lobby:
         self._sweeper: asyncio.TimerHandle | None = None
         registry.subscribe(self._on_change)
 
+    def knows(self, model: str) -> bool:
+        return self._registry.route(model) is not None
+
     def enter(self, flight: Flight) -> None:
         """Dispatch it, now or when it is its turn. Raises ApiError."""
         model = flight.model

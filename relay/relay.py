@@ -155,7 +155,8 @@ class Relay:
             self._settle(flight)
         status = CLIENT_GONE if call.disconnected else flight.status
         first_byte_at = call.first_byte_at if flight.status == 200 else 0.0
-        self._metrics.observe(flight.model, call.route, status, flight.arrived, first_byte_at)
+        known = flight.attempts or self._lobby.knows(flight.model)  # no label for every word that a client makes up
+        self._metrics.observe(flight.model if known else "", call.route, status, flight.arrived, first_byte_at)
         self._lobby.call_next()
 
     @staticmethod

@@ -22,7 +22,7 @@ class Upload:
         """Raises UnsupportedMediaType, BadRequest."""
         self._finder = ModelFinder(boundary_of(headers))
         self._hold = hold
-        self._waiting = b""
+        self._waiting = bytearray()
         self._exchange: Exchange | None = None
         self._is_whole = False
         self.length = int(headers.get(b"content-length", b"-1"))
@@ -55,7 +55,7 @@ class Upload:
         """There is a worker for it."""
         self._exchange = exchange
         exchange.is_sent = False
-        waiting, self._waiting = self._waiting, b""
+        waiting, self._waiting = bytes(self._waiting), bytearray()
         exchange.send_more(self._framed(waiting))
         if self._is_whole:
             self._finish(exchange)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import httpx
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from config.admission import AdmissionSettings
 from config.settings import GatewaySettings, RoutingSettings, ServerSettings
@@ -33,6 +33,7 @@ class Gate:
         self.relay = plane.relay
         self.router = plane.router
         self.lobby = plane.lobby
+        self.upstream = plane.upstream
         self.registry = plane.registry
         self.metrics = metrics
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False, verify=False)
@@ -40,6 +41,13 @@ class Gate:
     def add(self, worker_id: str, address: tuple[str, int], model: str = MODEL, **more: Any) -> None:
         beat = Heartbeat(worker_id=worker_id, model_name=model, backend="x", host=address[0], port=address[1], **more)
         self.registry.upsert(beat, now=0)
+
+    def address_of(self, worker_id: str) -> tuple[str, int]:
+        beat = self.registry.worker(worker_id).beat
+        return beat.host, beat.port
+
+    def scrape(self) -> bytes:
+        return generate_latest(self.metrics)
 
     def state(self, worker_id: str) -> WorkerState:
         return self.registry.worker(worker_id).state
