@@ -310,7 +310,7 @@ async def test_concurrency_is_free_again_when_a_request_ends() -> None:
 async def test_openais_client_waits_as_it_is_told_and_comes_again() -> None:
     keys = [key("alice", limits={"concurrency": 1, "requests_per_minute": 100})]
     async with busy_door(AdmissionSettings(), keys=keys) as (gate, worker):
-        worker.answer(2)
+        worker.answer()
         async with asyncio.timeout(5):
             while gate.router.in_flight:
                 await asyncio.sleep(0.001)
