@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, Request
 from api.views import model_views, provider_model_view
 from monitor.registry import WorkerRegistry
 from relay.access import Access
-from relay.providers import Providers
+from relay.providers.providers import Providers
 from relay.routes import ROUTES, UPLOADS
 from utils.errors import ModelNotFound
 

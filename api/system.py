@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from monitor.registry import WorkerRegistry
-from relay.providers import Providers
+from relay.providers.providers import Providers
 from utils.errors import NoReplicaReady
 
 

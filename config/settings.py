@@ -211,7 +211,7 @@ class ModelRouting(Frozen):
 
 
 class RoutingSettings(Frozen):
-    """How a replica is chosen (relay/policy.py), for all models, and for some by name.
+    """How a replica is chosen (relay/routing/policy.py), for all models, and for some by name.
 
     ``weights``: by worker id, 1 for others. ``local_first``: the gateway's own host before others.
     ``keep_decisions``: of each model, for the admin API.

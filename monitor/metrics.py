@@ -63,7 +63,7 @@ class RelayMetrics(Collector):
             self._first_byte[model].add(first_byte_at - arrived)
 
     def queue_left(self, model: str, outcome: str, seconds: float) -> None:
-        """A request waited so long in its model's queue; ``outcome``: see ``relay/admission.py``."""
+        """A request waited so long in its model's queue; ``outcome``: see ``relay/admission/admission.py``."""
         self._queue_left[model, outcome] += 1
         if outcome == "served":
             self._queued[model].add(seconds)

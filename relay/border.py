@@ -6,10 +6,10 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from monitor.registry import Replica, WorkerRegistry
-from relay.fallbacks import Fallbacks, Why, rename, why_of
 from relay.flight import Flight
-from relay.provider_errors import is_too_long
-from relay.providers import TRANSLATED, ProviderAnswer, Providers
+from relay.providers.errors import is_too_long
+from relay.providers.fallbacks import Fallbacks, Why, rename, why_of
+from relay.providers.providers import TRANSLATED, ProviderAnswer, Providers
 from relay.request import parse_fields
 from utils.common import url_host
 from utils.errors import ApiError, BadRequest, ModelNotFound

@@ -9,16 +9,16 @@ from typing import Final
 from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
-from relay.breaker import Breakers
-from relay.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.flight import Flight
 from relay.headers import Header, is_event_stream, request_head, to_worker
-from relay.resume import Continuation, Ending, Unresumable, continuation
-from relay.routing import Router
-from relay.splice import Splice
-from relay.tape import Tape
-from relay.unresumable import CHAT, COMPLETION
-from relay.upstream import Upstream
+from relay.routing.breaker import Breakers
+from relay.routing.router import Router
+from relay.streams.resume import Continuation, Ending, Unresumable, continuation
+from relay.streams.splice import Splice
+from relay.streams.tape import Tape
+from relay.streams.unresumable import CHAT, COMPLETION
+from relay.upstream.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
+from relay.upstream.pool import Upstream
 from relay.usage import usage_of
 from relay.words import describe_workers, no_replica_ready, out_of_time, worker_error, worker_status
 from utils.errors import ApiError, WorkerBroke
@@ -164,7 +164,7 @@ class Dispatcher:
             self._try_another(flight)
 
     def _go_on(self, flight: Flight, error: ApiError) -> None:
-        """An answer has begun, and broke: a stream may go on at another replica (relay/resume.py)."""
+        """An answer has begun, and broke: a stream may go on at another replica (relay/streams/resume.py)."""
         tape = flight.tape
         next_step = self._next_step(flight, tape) if tape is not None else Unresumable("")
         if isinstance(next_step, Continuation):

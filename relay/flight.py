@@ -7,21 +7,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from relay.access import NOBODY
+from relay.admission.limits import UNLIMITED
 from relay.call import Call
-from relay.exchange import Exchange, StreamBroken, UpstreamError
 from relay.headers import Header, answer_headers, is_event_stream, request_id
-from relay.limits import UNLIMITED
 from relay.request import NO_FIELDS
-from relay.resume import Continuation
-from relay.tape import Tape
+from relay.streams.resume import Continuation
+from relay.streams.tape import Tape
 from relay.upload import Upload
+from relay.upstream.exchange import Exchange, StreamBroken, UpstreamError
 from utils.errors import ApiError, WorkerBroke
 from utils.logger import EventLogger
 
 MAX_HELD_BYTES: Final = 64 * 1024
 
 if TYPE_CHECKING:
-    from relay.routing import Placing
+    from relay.routing.router import Placing
 
 MAX_COLLECTED_BYTES: Final = 1024 * 1024
 """Bytes of an answer that is kept until its end: an error, where a stream was asked for."""

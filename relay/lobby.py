@@ -9,12 +9,12 @@ from typing import Final
 from config.admission import AdmissionSettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, Worker, WorkerRegistry
-from relay.admission import Admission
+from relay.admission.admission import Admission
+from relay.admission.fair_queue import Entry
+from relay.admission.waiting import PRIORITY_HEADER, TIMEOUT_HEADER, priority_of, queue_notice, timeout_of
 from relay.dispatch import Dispatcher
-from relay.fair_queue import Entry
 from relay.flight import Flight
-from relay.routing import Router
-from relay.waiting import PRIORITY_HEADER, TIMEOUT_HEADER, priority_of, queue_notice, timeout_of
+from relay.routing.router import Router
 from utils.errors import ApiError
 
 SWEEP_S: Final = 1.0

@@ -6,16 +6,16 @@ from config.settings import GatewaySettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import WorkerRegistry
 from relay.access import Access
+from relay.admission.limits import Limits
 from relay.border import Border
-from relay.breaker import Breakers
 from relay.dispatch import Dispatcher
-from relay.fallbacks import Fallbacks
-from relay.limits import Limits
 from relay.lobby import Lobby
-from relay.providers import Providers
+from relay.providers.fallbacks import Fallbacks
+from relay.providers.providers import Providers
 from relay.relay import Relay
-from relay.routing import Router
-from relay.upstream import Upstream
+from relay.routing.breaker import Breakers
+from relay.routing.router import Router
+from relay.upstream.pool import Upstream
 
 
 class DataPlane:

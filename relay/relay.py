@@ -8,11 +8,11 @@ from typing import Final
 from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from relay.access import Access
+from relay.admission.limits import UNLIMITED, Limits, estimate_tokens
 from relay.border import Border
 from relay.call import Call
 from relay.dispatch import Dispatcher
 from relay.flight import Flight
-from relay.limits import UNLIMITED, Limits, estimate_tokens
 from relay.lobby import Lobby
 from relay.request import body_too_large, check_content_type, new_tokens_of, parse_fields
 from relay.routes import ROUTES, UPLOADS

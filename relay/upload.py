@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Final
 
-from relay.exchange import Exchange
 from relay.multipart import ModelFinder, boundary_of
 from relay.request import NO_MODEL, Headers
+from relay.upstream.exchange import Exchange
 from utils.errors import BadRequest
 
 LAST_CHUNK: Final = b"0\r\n\r\n"

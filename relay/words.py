@@ -5,8 +5,8 @@ from typing import Final
 
 from config.states import WorkerState
 from monitor.registry import Replica, Worker, WorkerRegistry
-from relay.exchange import BadAnswer, UpstreamError, WorkerSilent
 from relay.routes import TASKS
+from relay.upstream.exchange import BadAnswer, UpstreamError, WorkerSilent
 from utils.errors import ApiError, BadRequest, NoReplicaReady, WorkerBroke, WorkerTimeout
 
 RETRY_AFTER_S: Final = 2

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from relay.unresumable import CHAT
+from relay.streams.unresumable import CHAT
 from utils.sse import SSEParser
 
 PROMPT_TOKENS = 7

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
 from config.admission import LEAST_URGENT, MOST_URGENT, NORMAL, AdmissionSettings
-from relay.admission import MAX_RETRY_S, RECENT, Admission, HasCapacity, Pace
-from relay.fair_queue import Entry
-from relay.waiting import priority_of, queue_notice, timeout_of
+from relay.admission.admission import MAX_RETRY_S, RECENT, Admission, HasCapacity, Pace
+from relay.admission.fair_queue import Entry
+from relay.admission.waiting import priority_of, queue_notice, timeout_of
 from utils.errors import ApiError, BadRequest, QueueTimeout, TooManyRequests
 from utils.sse import SSEParser
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.connection import MAX_HEAD_BYTES
+from relay.upstream.connection import MAX_HEAD_BYTES
 from tests.doubles import PATIENT
 from tests.relay_double import Gate, door
 from tests.scripted import OK, Script, ScriptedWorker, answering, read_request, scripted

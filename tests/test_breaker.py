@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.registry import Replica
-from relay.breaker import MAX_COOLDOWN_FACTOR, Breakers
+from relay.routing.breaker import MAX_COOLDOWN_FACTOR, Breakers
 from tests.doubles import PATIENT
 
 REPLICAS = tuple(Replica(worker_id, "127.0.0.1", 8000) for worker_id in "ab")

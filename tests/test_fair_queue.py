@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.fair_queue import Entry, FairQueue, QueueFull
+from relay.admission.fair_queue import Entry, FairQueue, QueueFull
 from tests.doubles import PATIENT
 
 WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.5, "e": 3.0}

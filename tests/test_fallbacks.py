@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.providers import ProviderSettings
-from relay.fallbacks import MAX_FALLBACKS, Fallbacks, Why, rename, why_of
+from relay.providers.fallbacks import MAX_FALLBACKS, Fallbacks, Why, rename, why_of
 from utils.errors import (
     ApiError,
     BadRequest,

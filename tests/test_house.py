@@ -23,7 +23,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": "backends/vllm_backend.py",
     "sglang": "backends/sglang_backend.py",
-    "litellm": "relay/providers.py",
+    "litellm": "relay/providers/providers.py",
 }
 """Engines and LiteLLM: each imported in one file, and there not at its top."""
 MAX_LINES = 400

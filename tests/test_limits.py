@@ -11,8 +11,8 @@ from limits import RateLimitItemPerMinute
 from limits.strategies import MovingWindowRateLimiter
 
 from config.settings import ClientKey
-from relay.limits import TOKENS_PER_MEDIUM, UNLIMITED, Limits, duration, estimate_tokens
-from relay.windows import SLICES, KeyLimit, KnownWindowRateLimiter, SlicedWindows
+from relay.admission.limits import TOKENS_PER_MEDIUM, UNLIMITED, Limits, duration, estimate_tokens
+from relay.admission.windows import SLICES, KeyLimit, KnownWindowRateLimiter, SlicedWindows
 from tests.doubles import PATIENT
 from utils.errors import TooManyRequests
 

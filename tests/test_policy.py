@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.registry import Replica
-from relay.policy import (
+from relay.routing.policy import (
     POLICIES,
     SLACK,
     View,
@@ -23,8 +23,8 @@ from relay.policy import (
     round_robin,
     session,
 )
-from relay.prefix import Share
-from relay.speeds import Speed
+from relay.routing.prefix import Share
+from relay.routing.speeds import Speed
 from tests.doubles import PATIENT
 
 IDS = st.sampled_from("abcdef")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.prefix import BLOCK_BYTES, MAX_BLOCKS_OF_PROMPT, PrefixTree, chain_of
+from relay.routing.prefix import BLOCK_BYTES, MAX_BLOCKS_OF_PROMPT, PrefixTree, chain_of
 from tests.doubles import PATIENT
 
 BLOCK = b"x" * BLOCK_BYTES

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.provider_errors import Hop, is_too_long, redact, to_api_error
-from relay.provider_events import Encoder, whole
-from relay.provider_request import OURS, SETTINGS, SHAPES, arguments, read_body
+from relay.providers.errors import Hop, is_too_long, redact, to_api_error
+from relay.providers.events import Encoder, whole
+from relay.providers.request import OURS, SETTINGS, SHAPES, arguments, read_body
 from utils.errors import ApiError, BadRequest
 
 OPENAI = frozenset({"openai"})

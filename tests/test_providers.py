@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from config.providers import ProviderSettings
-from relay.providers import ProviderAnswer, Providers
+from relay.providers.providers import ProviderAnswer, Providers
 from tests.scripted import Script, ScriptedWorker, answering, read_request, scripted
 from tests.support import ROOT, free_port, running, wait_until
 from utils.errors import ApiError
@@ -422,7 +422,7 @@ async def test_a_worker_is_not_asked_through_a_proxy(base: str, monkeypatch: pyt
 ALONE = """
 import asyncio, os, socket, sys
 from config.providers import ProviderSettings
-from relay.providers import Providers
+from relay.providers.providers import Providers
 
 called = []
 socket.getaddrinfo = lambda *a, **k: called.append(a) or (_ for _ in ()).throw(OSError("no network"))

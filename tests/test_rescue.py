@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client import generate_latest
 
-from relay.unresumable import CHAT, COMPLETION
+from relay.streams.unresumable import CHAT, COMPLETION
 from tests.model_double import DIED, DONE, REFUSED, Model
 from tests.relay_double import MODEL, Gate, door
 from tests.scripted import OK, answering, read_request, scripted

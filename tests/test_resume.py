@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from relay.events import error_event
-from relay.resume import Continuation, Ending, Unresumable, continuation
-from relay.unresumable import CHAT, COMPLETION, straddles
+from relay.streams.events import error_event
+from relay.streams.resume import Continuation, Ending, Unresumable, continuation
+from relay.streams.unresumable import CHAT, COMPLETION, straddles
 from tests.model_double import DONE, REFUSED, View, sse, usage_of
 
 USER = {"role": "user", "content": "Count."}

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from relay.connection import HIGH_WATER
+from relay.upstream.connection import HIGH_WATER
 from tests.relay_double import Gate, door
 from tests.scripted import read_request, scripted
 from tests.wire import body_of, nothing_left, request, settled, wire

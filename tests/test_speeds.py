@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.speeds import UNKNOWN_SPEED, Speeds
+from relay.routing.speeds import UNKNOWN_SPEED, Speeds
 from tests.doubles import PATIENT
 
 

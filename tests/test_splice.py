@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.fake_backend import FakeEngine, Script
-from relay.resume import Continuation, Ending, continuation
-from relay.splice import Splice, summed
-from relay.tape import Tape
-from relay.unresumable import CHAT, COMPLETION
+from relay.streams.resume import Continuation, Ending, continuation
+from relay.streams.splice import Splice, summed
+from relay.streams.tape import Tape
+from relay.streams.unresumable import CHAT, COMPLETION
 from tests.doubles import PATIENT
 from tests.model_double import DIED, DONE, REFUSED, Model, View, sse, texts
 

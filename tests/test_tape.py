@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.tape import KEPT_AFTER_ALL, Tape
-from relay.unresumable import CHAT
+from relay.streams.tape import KEPT_AFTER_ALL, Tape
+from relay.streams.unresumable import CHAT
 from tests.doubles import PATIENT
 from tests.model_double import DIED, DONE, REFUSED, Model, sse
 

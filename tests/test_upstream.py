@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from relay.connection import HIGH_WATER, MAX_HEAD_BYTES
-from relay.exchange import BadAnswer, ConnectFailed, ConnectionBroken, Exchange, UpstreamError, WorkerSilent
-from relay.upstream import Upstream
+from relay.upstream.connection import HIGH_WATER, MAX_HEAD_BYTES
+from relay.upstream.exchange import BadAnswer, ConnectFailed, ConnectionBroken, Exchange, UpstreamError, WorkerSilent
+from relay.upstream.pool import Upstream
 from tests.scripted import OK, answering, read_request, scripted
 from tests.support import free_port
 

@@ -28,7 +28,7 @@ class Traffic:
         self.tokens = 0
 
     def report(self) -> dict[str, float]:
-        """For the heartbeat; the gateway learns from the sums how fast this worker is (``relay/speeds.py``)."""
+        """For the heartbeat; the gateway learns from the sums how fast this worker is (``relay/routing/speeds.py``)."""
         return {
             "in_flight": self.in_flight,
             "requests": self.requests,

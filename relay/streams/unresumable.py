@@ -6,7 +6,7 @@ Fields as in OpenAI's API, and those of vLLM 0.32 and SGLang 0.5.23 beside them 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.said import Said
+from relay.streams.said import Said
 
 Body = Mapping[str, Any]
 

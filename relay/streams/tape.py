@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from relay.events import (
+from relay.streams.events import (
     CUT_SHORT,
     DONE,
     Blocks,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 from relay.headers import Header
 
 if TYPE_CHECKING:
-    from relay.connection import Connection
+    from relay.upstream.connection import Connection
 
 Address = tuple[str, int]
 

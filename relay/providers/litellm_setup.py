@@ -1,6 +1,6 @@
 """LiteLLM made ready, in the thread that imports it: quiet, with a Router, and with what it imports at a first call.
 
-Nothing here imports it: ``litellm`` is the module, which relay/providers.py hands over.
+Nothing here imports it: ``litellm`` is the module, which relay/providers/providers.py hands over.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def make_quiet(litellm: Any) -> None:
 
 
 def create_router(litellm: Any, settings: ProviderSettings, timeout_s: float) -> Any:
-    """Without fallbacks: relay/fallbacks.py decides those, LiteLLM retries and spreads among deployments."""
+    """Without fallbacks: relay/providers/fallbacks.py decides those, LiteLLM retries and spreads among deployments."""
     router, other = settings.router_settings, settings.litellm_settings
     optional = {
         "num_retries": other.num_retries if router.num_retries is None else router.num_retries,

@@ -10,8 +10,8 @@ from typing import Final, cast
 
 import httptools
 
-from relay.exchange import BadAnswer, ConnectionBroken, Exchange, UpstreamError
 from relay.headers import Header
+from relay.upstream.exchange import BadAnswer, ConnectionBroken, Exchange, UpstreamError
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """A worker whose status line and headers are longer than this is broken; as is one that sends more than this, beyond

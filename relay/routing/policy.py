@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from monitor.registry import Replica
-from relay.prefix import Share
-from relay.speeds import UNKNOWN_SPEED, Speed
+from relay.routing.prefix import Share
+from relay.routing.speeds import UNKNOWN_SPEED, Speed
 from utils.common import is_loopback
 
 BOUND: Final = 1.25

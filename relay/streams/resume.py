@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.said import Said, read_passed
-from relay.unresumable import CHAT, COMPLETION, why_not
+from relay.streams.said import Said, read_passed
+from relay.streams.unresumable import CHAT, COMPLETION, why_not
 
 COMPLETION_TOKENS: Final = 16
 """What OpenAI, vLLM and SGLang take for a completion's ``max_tokens`` where it is not given."""

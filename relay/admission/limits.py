@@ -1,6 +1,6 @@
 """What a client's key may use: requests and tokens a minute, and requests at once.
 
-The minutes are moving windows of the library ``limits``; ``relay/windows.py`` keeps them.
+The minutes are moving windows of the library ``limits``; ``relay/admission/windows.py`` keeps them.
 """
 
 import math
@@ -10,8 +10,8 @@ from typing import Final
 
 from config.admission import KeyLimits
 from config.settings import ClientKey
+from relay.admission.windows import Clock, KeyLimit, KnownWindowRateLimiter, SlicedWindows
 from relay.headers import Header
-from relay.windows import Clock, KeyLimit, KnownWindowRateLimiter, SlicedWindows
 from utils.errors import TooManyRequests
 
 BYTES_PER_TOKEN: Final = 4

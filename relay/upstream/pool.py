@@ -3,8 +3,8 @@
 import asyncio
 from typing import Final
 
-from relay.connection import Connection
-from relay.exchange import Address, ConnectFailed, ConnectionBroken, Exchange, Reader, UpstreamError
+from relay.upstream.connection import Connection
+from relay.upstream.exchange import Address, ConnectFailed, ConnectionBroken, Exchange, Reader, UpstreamError
 
 MAX_IDLE_S: Final = 60.0
 """A pooled connection unused for longer is not trusted: something between may have dropped it silently."""

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.events import BOM, DONE, REASONING, Blocks, data_of, split_events
-from relay.resume import Continuation, RawObject, encode
-from relay.tape import Tape
+from relay.streams.events import BOM, DONE, REASONING, Blocks, data_of, split_events
+from relay.streams.resume import Continuation, RawObject, encode
+from relay.streams.tape import Tape
 
 HEAD: Final = ("id", "created", "model", "system_fingerprint")
 EMPTY: Final = (b"", b"null", b'""', b"[]", b"{}")

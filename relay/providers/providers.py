@@ -2,7 +2,7 @@
 
 LiteLLM takes seconds and some 150 MB to import: it is imported in a thread, and only if ``model_list`` names models or
 a worker lacks a route that LiteLLM can translate. It is told to be quiet: nothing is printed, fetched, or sent anywhere
-but to the providers (relay/litellm_setup.py).
+but to the providers (relay/providers/litellm_setup.py).
 """
 
 import asyncio
@@ -18,7 +18,9 @@ from typing import Any, Final
 
 from config.providers import Alias, ProviderSettings
 from relay.headers import Header
-from relay.litellm_setup import (
+from relay.providers.errors import Hop, redact, to_api_error
+from relay.providers.events import Encoder, whole
+from relay.providers.litellm_setup import (
     QUIET,
     create_router,
     create_worker_client,
@@ -28,9 +30,7 @@ from relay.litellm_setup import (
     provider_names,
     warm_up,
 )
-from relay.provider_errors import Hop, redact, to_api_error
-from relay.provider_events import Encoder, whole
-from relay.provider_request import SHAPES, arguments, read_body
+from relay.providers.request import SHAPES, arguments, read_body
 from utils.errors import ApiError, BadRequest, ConfigError, InternalError, ModelNotFound, WorkerBroke
 from utils.logger import EventLogger
 

@@ -5,8 +5,8 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from relay.policy import View, expected_wait_s
-from relay.prefix import Share
+from relay.routing.policy import View, expected_wait_s
+from relay.routing.prefix import Share
 
 MAX_CANDIDATES: Final = 16
 """That are told of one decision: an answer's header has to stay short, and a list in memory too."""

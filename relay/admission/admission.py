@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol
 
 from config.admission import AdmissionSettings
-from relay.fair_queue import E, Entry, FairQueue, QueueFull
+from relay.admission.fair_queue import E, Entry, FairQueue, QueueFull
 from utils.errors import QueueTimeout, TooManyRequests
 
 MIN_RETRY_S: Final = 1

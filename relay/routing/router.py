@@ -8,14 +8,14 @@ from typing import Final
 
 from config.settings import RoutingSettings
 from monitor.registry import Replica, Worker, WorkerRegistry, is_new_incarnation
-from relay import policy
-from relay.breaker import Breakers
-from relay.decisions import Decision, DecisionLog, candidates_of
 from relay.flight import Flight
-from relay.prefix import Chain, PrefixTree, Share, chain_of
 from relay.request import RequestFields, content_of, session_of
 from relay.routes import TASKS
-from relay.speeds import Speeds
+from relay.routing import policy
+from relay.routing.breaker import Breakers
+from relay.routing.decisions import Decision, DecisionLog, candidates_of
+from relay.routing.prefix import Chain, PrefixTree, Share, chain_of
+from relay.routing.speeds import Speeds
 from relay.usage import Usage
 from relay.words import task_refused
 from utils.errors import ModelNotFound

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from relay.events import DONE, Choice, Chunk, Usage, events_in, read_chunk
+from relay.streams.events import DONE, Choice, Chunk, Usage, events_in, read_chunk
 
 HEAD: Final = ("id", "object", "created", "model", "system_fingerprint")
 
