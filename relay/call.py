@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -90,19 +89,23 @@ class Call:
 
     # -- its answer ------------------------------------------------------------------------------------------------
 
-    def start(self, status: int, headers: Iterable[Header]) -> None:
-        """The head of the answer, which goes out with the first piece of its body. Of several the last one counts."""
+    def start(self, status: int, headers: Iterable[Header], more: bytes = b"") -> None:
+        """The head of the answer, which goes out with the first piece of its body. Of several the last one counts.
+
+        ``more``: further headers, as they are written; none of framing.
+        """
         length = None
         content = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
         for name, value in headers:
             if name == b"content-length":
                 length = int(value)
-                if status == HTTPStatus.NO_CONTENT:
+                if status == 204:
                     continue  # RFC 9110, 8.6
             elif name == b"connection":
                 self.keep_alive = self.keep_alive and value != b"close"
                 continue
             content += (name, b": ", value, b"\r\n")
+        content.append(more)
         self._left = 0 if status in BODILESS else length
         self._chunked = self._left is None and not self.is_old_http
         if self._chunked:
@@ -145,9 +148,9 @@ class Call:
         self.keep_alive = self.keep_alive and len(due) == len(piece)
         return due
 
-    def answer(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+    def answer(self, status: int, headers: Iterable[Header], body: bytes, more: bytes = b"") -> None:
         """A whole answer at once."""
-        self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.start(status, [*headers, (b"content-length", b"%d" % len(body))], more)
         self.push(body, last=True)
 
     def abort(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from relay.access import NOBODY
 from relay.admission.limits import UNLIMITED
 from relay.call import Call
-from relay.headers import Header, answer_headers, is_event_stream, request_id
+from relay.headers import Header, is_event_stream, lines, request_id, to_client
 from relay.request import NO_FIELDS
 from relay.streams.resume import Continuation
 from relay.streams.tape import Tape
@@ -123,18 +123,19 @@ class Flight:
         self.id = request_id(self.headers)
         self.arrived = time.perf_counter()
 
-    def answer_headers(self) -> list[Header]:
-        headers = [
-            (b"x-request-id", self.id),
-            (b"x-ichat-worker", self.worker.encode() or b"none"),
-            (b"x-ichat-attempts", b"%d" % self.attempts),
-            (b"x-ichat-queue-ms", b"%d" % (self.queued_s * 1000)),
-        ]
+    def answer_lines(self) -> bytes:
+        """Our own headers of its answer."""
+        own = b"x-request-id: %b\r\nx-ichat-worker: %b\r\nx-ichat-attempts: %d\r\nx-ichat-queue-ms: %d\r\n" % (
+            self.id,
+            self.worker.encode() or b"none",
+            self.attempts,
+            self.queued_s * 1000,
+        )
         if self.grant is not UNLIMITED:
-            headers += self.grant.headers()
+            own += lines(self.grant.headers())
         if self.decision:
-            headers.append((b"x-ichat-decision", self.decision))
-        return headers
+            own += b"x-ichat-decision: %b\r\n" % self.decision
+        return own
 
     # -- what comes from the worker --------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class Flight:
         self.is_event_stream = streams
         if self.tape is not None:  # it may be continued by another worker, whose rest is of another length
             headers = [header for header in headers if header[0] != b"content-length"]
-        self.call.start(status, answer_headers(headers, self.answer_headers()))
+        self.call.start(status, to_client(headers), self.answer_lines())
 
     def pass_on(self, piece: bytes, *, last: bool) -> None:
         """A piece of the answer's body."""

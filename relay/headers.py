@@ -63,9 +63,14 @@ def request_head(
     return b"".join(lines)
 
 
-def answer_headers(headers: Iterable[Header], ours: list[Header]) -> list[Header]:
-    """The worker's headers that are the client's business, and ours."""
-    return [header for header in headers if header[0] not in NOT_TO_CLIENTS] + ours
+def to_client(headers: Iterable[Header]) -> list[Header]:
+    """The worker's headers that are the client's business."""
+    return [header for header in headers if header[0] not in NOT_TO_CLIENTS]
+
+
+def lines(headers: Iterable[Header]) -> bytes:
+    """Headers as they are written."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def is_event_stream(headers: Iterable[Header]) -> bool:

@@ -115,7 +115,8 @@ class Relay:
         flight.body = flight.call.body
         fields = parse_fields(flight.body)
         flight.model, flight.is_stream, flight.fields = str(fields.model), bool(fields.stream), fields
-        flight.grant = self._limits.admit(flight.client.name, flight.body, partial(new_tokens_of, fields))
+        if flight.client.limits is not None:
+            flight.grant = self._limits.admit(flight.client.name, flight.body, partial(new_tokens_of, fields))
         try:
             self._border.enter(flight)
         except ApiError as error:
@@ -194,8 +195,8 @@ class Relay:
         call = flight.call
         if not call.started:
             flight.status = error.status
-            headers = [(b"content-type", b"application/json"), *error.headers, *flight.answer_headers()]
-            call.answer(error.status, headers, error.body())
+            headers = [(b"content-type", b"application/json"), *error.headers]
+            call.answer(error.status, headers, error.body(), flight.answer_lines())
         else:
             if flight.has_answer:
                 logger.error("answer_cut", request_id=flight.id.decode(), worker_id=flight.worker, error=error.message)

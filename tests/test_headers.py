@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.headers import answer_headers, request_head, request_id
+from relay.headers import lines, request_head, request_id, to_client
 from tests.doubles import PATIENT
 
 ADDRESS = ("127.0.0.1", 8001)
@@ -42,12 +42,13 @@ def test_the_rest_reaches_the_worker(name: bytes) -> None:
 @pytest.mark.parametrize("name", [b"set-cookie", b"server", b"connection", b"transfer-encoding",
                                   b"x-request-id", b"x-ichat-worker", b"x-ichat-attempts"])  # fmt: skip
 def test_what_is_not_the_clients_business_is_left_out(name: bytes) -> None:
-    assert answer_headers([(name, b"the worker's"), (b"content-type", b"a/b")], []) == [(b"content-type", b"a/b")]
+    assert to_client([(name, b"the worker's"), (b"content-type", b"a/b")]) == [(b"content-type", b"a/b")]
 
 
-def test_our_headers_stand_beside_the_workers() -> None:
+def test_the_workers_others_are_passed_on() -> None:
     theirs = [(b"content-type", b"a/b"), (b"content-length", b"3"), (b"retry-after", b"1")]
-    assert answer_headers(theirs, [(b"x-ichat-worker", b"w")]) == [*theirs, (b"x-ichat-worker", b"w")]
+    assert to_client(theirs) == theirs
+    assert lines(theirs) == b"content-type: a/b\r\ncontent-length: 3\r\nretry-after: 1\r\n"
 
 
 def test_the_clients_own_request_id_is_kept() -> None:

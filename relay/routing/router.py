@@ -82,6 +82,11 @@ class Router:
         tasks = TASKS.get(route)
         if tasks is None or not replicas:
             return replicas
+        for replica in replicas:
+            if replica.tasks and not replica.can(tasks):
+                break
+        else:
+            return replicas  # the usual case, without a new tuple
         able = tuple(replica for replica in replicas if replica.can(tasks))
         if not able:
             raise task_refused(model, route, replicas)
