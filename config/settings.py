@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 
 from config.admission import NORMAL, AdmissionSettings, KeyLimits, Priority, Weight
 from config.args import HOST, WORKER_ID, default_worker_id, is_header_word
-from config.fields import Frozen, Name, Seconds
+from config.fields import CollectorUrl, Frozen, Name, Seconds
 from config.providers import (
     Deployment,
     EnvironmentText,
@@ -108,6 +108,7 @@ class ServerSettings(Frozen):
     drain_timeout_s: Seconds = 30
     probe_interval_s: Annotated[float, Field(ge=0.1)] = 1
     forget_after_s: Seconds = 300
+    otel_endpoint: CollectorUrl | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -68,6 +68,8 @@ class Dispatcher:
         flight.sent_at = time.perf_counter()
         call, address = flight.call, (replica.host, replica.port)
         headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
+        if flight.trace is not None:
+            headers = flight.trace.replace(headers)
         upload = flight.upload
         length = len(flight.body) if upload is None else upload.length
         head = request_head(call.target, address, headers, flight.id, length)

@@ -22,6 +22,7 @@ MAX_HELD_BYTES: Final = 64 * 1024
 
 if TYPE_CHECKING:
     from relay.routing.router import Placing
+    from relay.tracing.context import Trace
 
 MAX_COLLECTED_BYTES: Final = 1024 * 1024
 """Bytes of an answer that is kept until its end: an error, where a stream was asked for."""
@@ -71,6 +72,8 @@ class Flight:
     """It asks for one."""
     fields = NO_FIELDS
     upload: Upload | None = None
+    trace: "Trace | None" = None
+    """Its place in one, if spans are collected."""
 
     pilot: Pilot
     worker = ""
@@ -100,6 +103,8 @@ class Flight:
     has_answer = False
     """A worker's answer is passed on."""
     status = 0
+    error: ApiError | None = None
+    """Of ours, that it ended with."""
     is_event_stream = False
     is_told = False
     """The client has been told that it waits: the head of a stream has gone out."""

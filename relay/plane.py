@@ -15,6 +15,7 @@ from relay.providers.providers import Providers
 from relay.relay import Relay
 from relay.routing.breaker import Breakers
 from relay.routing.router import Router
+from relay.tracing.context import create_tracing
 from relay.upstream.pool import Upstream
 
 
@@ -35,11 +36,15 @@ class DataPlane:
         self.providers = Providers(settings.providers, answer_timeout_s=own.answer_timeout_s)
         fallbacks = Fallbacks.of(settings.providers)
         border = Border(registry, self.providers, fallbacks, self.lobby.enter, own.answer_timeout_s)
-        self.relay = Relay(access, Limits(own.keys), self.lobby, border, dispatcher, self.metrics, own)
+        self._tracing = create_tracing(own.otel_endpoint, rng)
+        limits = Limits(own.keys)
+        self.relay = Relay(access, limits, self.lobby, border, dispatcher, self.metrics, own, self._tracing)
 
     async def close(self) -> None:
         self.upstream.shutdown()
         await self.providers.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     @property
     def in_flight(self) -> dict[str, int]:

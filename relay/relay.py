@@ -16,6 +16,7 @@ from relay.flight import Flight
 from relay.lobby import Lobby
 from relay.request import body_too_large, check_content_type, new_tokens_of, parse_fields
 from relay.routes import ROUTES, UPLOADS
+from relay.tracing.context import Tracing
 from relay.upload import Upload
 from relay.usage import total_of
 from relay.words import stopping
@@ -43,6 +44,7 @@ class Relay:
         dispatcher: Dispatcher,
         metrics: RelayMetrics,
         settings: ServerSettings,
+        tracing: Tracing | None = None,
     ) -> None:
         self._access = access
         self._limits = limits
@@ -50,6 +52,7 @@ class Relay:
         self._border = border
         self._dispatcher = dispatcher
         self._metrics = metrics
+        self._tracing = tracing
         self.max_body: int = settings.max_body_bytes
         self.body_timeout_s: float = settings.body_timeout_s
         self._flights: dict[Call, Flight] = {}
@@ -59,6 +62,8 @@ class Relay:
     def accept(self, call: Call) -> None:
         """Answers those at once that are not to be served. The others' bodies may come."""
         flight = self._flights[call] = Flight(call, self)
+        if self._tracing is not None:
+            flight.trace = self._tracing.begin(call.headers)
         try:
             flight.client = self._access.require_client(flight.headers)
             if call.route in UPLOADS:
@@ -115,6 +120,8 @@ class Relay:
         flight.body = flight.call.body
         fields = parse_fields(flight.body)
         flight.model, flight.is_stream, flight.fields = str(fields.model), bool(fields.stream), fields
+        if flight.trace is not None:
+            flight.trace.model = flight.model
         if flight.client.limits is not None:
             flight.grant = self._limits.admit(flight.client.name, flight.body, partial(new_tokens_of, fields))
         try:
@@ -158,6 +165,8 @@ class Relay:
         first_byte_at = call.first_byte_at if flight.status == 200 else 0.0
         known = flight.attempts or self._lobby.knows(flight.model)  # no label for every word that a client makes up
         self._metrics.observe(flight.model if known else "", call.route, status, flight.arrived, first_byte_at)
+        if flight.trace is not None:
+            flight.trace.end(flight)
         self._lobby.call_next()
 
     @staticmethod
@@ -193,6 +202,7 @@ class Relay:
         a stream with an error event and without ``[DONE]``, any other just before its length.
         """
         call = flight.call
+        flight.error = error
         if not call.started:
             flight.status = error.status
             headers = [(b"content-type", b"application/json"), *error.headers]

@@ -44,7 +44,11 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         ("body_timeout_s", 0), ("answer_timeout_s", -1), ("drain_timeout_s", float("inf")), ("max_attempts", 0),
         ("probe_interval_s", 0), ("admin_key_hash", "secret"), ("keys", [{"name": "a b", "hash": HASH}]),
         ("keys", [{"name": "a", "hash": "sk-1234"}]), ("worker_token", ""), ("worker_token", "two words"),
-        ("worker_token", "schlüssel"),
+        ("worker_token", "schlüssel"), ("otel_endpoint", ""), ("otel_endpoint", "127.0.0.1:4318/v1/traces"),
+        ("otel_endpoint", "grpc://a/v1/traces"), ("otel_endpoint", "http:///v1/traces"), ("otel_endpoint", 4318),
+        ("otel_endpoint", "http://a:99999/v1/traces"), ("otel_endpoint", "http://a b/v1/traces"),
+        ("otel_endpoint", "http://a:4318"), ("otel_endpoint", "http://a:4318/"),
+        ("otel_endpoint", "http://me:secret@a/v1/traces"), ("otel_endpoint", "https://a/v1/traces?key=secret"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_by_its_key_and_not_repeated(key: str, value: Any) -> None:
@@ -53,6 +57,11 @@ def test_a_wrong_value_is_refused_by_its_key_and_not_repeated(key: str, value: A
     assert "secret" not in words
     assert "sk-1234" not in words
     assert "schlüssel" not in words
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:4318/v1/traces", "https://a.b/otlp", "http://[::1]:4318/v1/traces"])
+def test_a_collectors_address_is_taken_as_it_is(url: str) -> None:
+    assert ServerSettings(otel_endpoint=url).otel_endpoint == url
 
 
 def test_the_log_level_may_be_written_large() -> None:
