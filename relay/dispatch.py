@@ -93,8 +93,8 @@ class Dispatcher:
         placing, flight.placing = flight.placing, None
         if placing is not None:
             self._router.land(placing)
-            if placing.cached and flight.last:
-                self._router.learn(flight, placing, usage_of(flight.before_last, flight.last))
+            if placing.cached and flight.pieces:
+                self._router.learn(flight, placing, usage_of(flight.tail()))
 
     # -- what the worker answers -----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from relay.access import NOBODY
@@ -159,7 +159,12 @@ class Flight:
             tape = self.tape
             if tape is not None:
                 piece = tape.feed(piece)
-                if last and not tape.is_broken:
+                if not (last or tape.is_broken):  # nearly always
+                    if piece:
+                        self.pieces += 1
+                        self.call.push(piece, False)
+                    return
+                if not tape.is_broken:
                     piece += tape.finish()
                 if tape.is_broken:
                     self._break(tape, piece)
@@ -237,6 +242,10 @@ class Flight:
             head = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
             self.call.start(self.status, [*head, (b"x-request-id", self.id)])
         self.call.push(comment, last=False)
+
+    def tail(self) -> Sequence[bytes]:
+        """The last pieces of the answer, in which its usage stands."""
+        return (self.before_last, self.last) if self.tape is None else list(self.tape.passed)[-2:]
 
     def hold(self, is_held: bool) -> None:
         self.call.hold(is_held)

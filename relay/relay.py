@@ -173,7 +173,7 @@ class Relay:
     def _settle(flight: Flight) -> None:
         """What the request really used: by its usage; for want of that, a token for each piece of a stream."""
         if flight.has_answer:
-            used = total_of(flight.before_last, flight.last)
+            used = total_of(flight.tail())
             flight.grant.settle(used if used is not None else estimate_tokens(flight.body) + flight.pieces)
         else:
             flight.grant.settle(0)

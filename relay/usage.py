@@ -1,6 +1,7 @@
 """What an answer says that it took, read from its last bytes: no JSON is parsed for it."""
 
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 TAIL_BYTES: Final = 4096
@@ -13,15 +14,15 @@ CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*
 TOTAL: Final = b'"total_tokens":'
 
 
-def total_of(before_last: bytes, last: bytes) -> int | None:
+def total_of(pieces: Sequence[bytes]) -> int | None:
     """The tokens of a whole request, quickly where an answer says them as engines do; None: it does not say."""
-    for piece in (last, before_last):
+    for piece in reversed(pieces):
         start = piece.rfind(TOTAL)
         if start >= 0:
             digits = piece[start + len(TOTAL) : start + len(TOTAL) + 12].lstrip().partition(b",")[0].rstrip(b"} \r\n")
             if digits.isdigit():
                 return int(digits)
-    return usage_of(before_last, last).total
+    return usage_of(pieces).total
 
 
 class Usage(NamedTuple):
@@ -36,7 +37,7 @@ class Usage(NamedTuple):
         return None if self.prompt is None else self.prompt + (self.completion or 0)
 
 
-def usage_of(*pieces: bytes) -> Usage:
+def usage_of(pieces: Sequence[bytes]) -> Usage:
     """Of the last pieces of an answer. What a model writes is no usage: JSON escapes its quotes."""
     tail = b"".join(pieces)[-TAIL_BYTES:]
     return Usage(*(int(found[-1]) if (found := each.findall(tail)) else None for each in (PROMPT, COMPLETION, CACHED)))

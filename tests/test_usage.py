@@ -25,11 +25,11 @@ DETAILS = b', "prompt_tokens_details": {"cached_tokens": 4}}}'
 def test_usage_is_found_at_the_end(
     before_last: bytes, last: bytes, prompt: int | None, completion: int | None, cached: int | None, total: int | None
 ) -> None:
-    assert usage_of(before_last, last) == (prompt, completion, cached)
-    assert total_of(before_last, last) == total
+    assert usage_of([before_last, last]) == (prompt, completion, cached)
+    assert total_of([before_last, last]) == total
 
 
 def test_the_last_word_counts() -> None:
     later = b'{"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}'
-    assert total_of(b"data: {" + OPENAI + b"}}", later) == 3
-    assert usage_of(b"data: {" + OPENAI + b"}}", later).prompt == 1
+    assert total_of([b"data: {" + OPENAI + b"}}", later]) == 3
+    assert usage_of([b"data: {" + OPENAI + b"}}", later]).prompt == 1

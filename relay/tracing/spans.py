@@ -61,7 +61,7 @@ def span_of(trace: "Trace", flight: "Flight") -> Span:
         time.perf_counter() - flight.arrived,
         flight.is_stream, flight.is_event_stream, status,
         error_type(flight, status), worst >= 500,
-        flight.before_last[-TAIL_BYTES:] + flight.last[-TAIL_BYTES:] if status == 200 else b"",
+        b"".join(piece[-TAIL_BYTES:] for piece in flight.tail()) if status == 200 else b"",
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def error_type(flight: "Flight", status: int) -> str:
 
 def attributes_of(span: Span) -> dict[str, Value]:
     """Only what is known."""
-    usage = usage_of(span.tail)
+    usage = usage_of([span.tail])
     asked = span.trace.model or span.model
     has_answer = 0 < span.status < 400
     found: dict[str, Value | None] = {

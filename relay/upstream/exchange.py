@@ -140,7 +140,7 @@ class Exchange:
             if connection is not None and connection.is_paused:
                 connection.resume()
             reader.take(piece, self.done)
-            if self.done:
+            if self.done or not (self._chunks or self.error):
                 return
 
     def fail(self, error: UpstreamError) -> None:
