@@ -47,9 +47,10 @@ class Access:
         return client
 
     def _find(self, presented: bytes, headers: Mapping[bytes, bytes]) -> ClientKey | None:
+        # Remembered only where that header alone is the key: another one beside it must be looked at each time.
         # A lookup by SHA-256 tells an attacker nothing by its timing: he cannot steer the hash towards a known one.
         client = self._clients.get(hashlib.sha256(key_in(headers)).digest())
-        if client is not None and presented and len(self._seen) < MAX_SEEN:
+        if client is not None and bearer_in(headers) and len(self._seen) < MAX_SEEN:
             self._seen[presented] = client
         return client
 
@@ -97,7 +98,10 @@ def hash_of(key: str) -> str:
 
 def key_in(headers: Mapping[bytes, bytes]) -> bytes:
     """The key that a request presents; b"" without one."""
+    return bearer_in(headers) or headers.get(b"x-api-key", b"")
+
+
+def bearer_in(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key in ``Authorization: Bearer KEY``; b"" without one, and for another scheme."""
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer" and key:
-        return key.strip()
-    return headers.get(b"x-api-key", b"")
+    return key.strip() if scheme.lower() == b"bearer" else b""
