@@ -132,6 +132,8 @@ class Admission(Generic[E]):
         entry = queue.pop() if queue is not None else None
         if queue is None or entry is None:
             return None
+        # Last in line: models may share a worker, by aliases and adapters, and each is to have its turn there.
+        self._queues[model] = self._queues.pop(model)
         self._drop_empty(model, queue)
         self._listener.queue_left(model, "served", now - entry.arrived)
         return entry

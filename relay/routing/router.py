@@ -107,8 +107,9 @@ class Router:
             share = tree.share(chain, len(prompt))
         session = session_of(flight.headers, flight.fields) if name == "session" else b""
         turn = self._turns[model] = self._turns.get(model, -1) + 1
+        left = [replica for replica in replicas if replica.worker_id not in flight.tried] if flight.tried else replicas
         view = policy.View(
-            self._breakers.allowed(replicas, time.monotonic()), self.in_flight, self._rng, turn, session,
+            self._breakers.allowed(left, time.monotonic()), self.in_flight, self._rng, turn, session,
             self._weights, share, self._pending, self._speeds.by_worker, self._sent, self._node,
         )  # fmt: skip
         replica = policy.choose(policy.POLICIES[name], view, flight.tried, is_local_first=bool(self._node))
@@ -206,3 +207,6 @@ class Router:
         self._speeds.forget(worker_id)
         self._breakers.forget(worker_id)
         self._sent.pop(worker_id, None)
+        for model, unread in self._unread.items():
+            if any(each == worker_id for _, each in unread):
+                self._unread[model] = deque((entry for entry in unread if entry[1] != worker_id), MAX_UNREAD)

@@ -8,6 +8,10 @@ NEW_SHARE: Final = 0.3
 """Of an average that moves: what the newest measurement counts."""
 
 
+MAX_SUM: Final = 1e12
+"""Requests, or seconds of all of them, that a worker can have had."""
+
+
 @dataclass(frozen=True, slots=True)
 class Speed:
     """``prefill_s_per_byte``: seconds to read a byte of prompt that is not cached; ``service_s``: of one request, from
@@ -80,4 +84,5 @@ def mix(old: float, new: float) -> float:
 
 
 def number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """A sum as a worker reports it; 0 for what cannot be one, such as NaN, which would spoil every mean after it."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MAX_SUM else 0.0
