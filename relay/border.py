@@ -132,6 +132,10 @@ class Border:
         task = asyncio.get_running_loop().create_task(coroutine)
         flight.cancel_wait = task.cancel  # which also holds the task: the loop does so only weakly
 
+    def lists(self, model: str) -> bool:
+        """Whether a provider has it by its name, not by a wildcard: clients can make up any number of those."""
+        return model in self._providers.models()
+
     async def _wait_for_room(self, flight: Flight) -> None:
         try:
             async with asyncio.timeout(self._room_timeout_s):
@@ -143,7 +147,7 @@ class Border:
         """The top of a flight's task."""
         try:
             answer = await call
-            flight.worker = worker_id or answer.model
+            flight.worker = worker_id or header_word(answer.model)
             flight.begin(answer.status, answer.headers)
             if answer.events is None:
                 flight.pass_on(answer.body or b"", last=True)
@@ -163,3 +167,8 @@ class Border:
         else:
             flight.cancel_wait = None
             flight.owner.end(flight)
+
+
+def header_word(name: str) -> str:
+    """A model's name for a header: by a wildcard a client has chosen it, maybe with line ends."""
+    return "".join(char if "!" <= char <= "~" else "?" for char in name)

@@ -78,12 +78,13 @@ class Dispatcher:
             upload.go_to(flight.exchange)
 
     def limit(self, flight: Flight, seconds: float) -> None:
-        """The client waits no longer than this for the first byte of its answer."""
+        """The client waits no longer than this for the first byte of its answer, wherever that comes from."""
         flight.timer = asyncio.get_running_loop().call_later(seconds, self._give_up, flight, seconds)
 
     @staticmethod
     def _give_up(flight: Flight, seconds: float) -> None:
-        flight.owner.fail(flight, out_of_time(flight.worker, seconds))
+        if not flight.pieces:  # a head alone is kept back, and no answer yet: engines send it before they begin
+            flight.owner.fail(flight, out_of_time(flight.worker, seconds))
 
     def land(self, flight: Flight) -> None:
         """It has no business at a worker any more: the end of an answer, or of an attempt."""
@@ -107,14 +108,12 @@ class Dispatcher:
         else:
             self._breakers.succeeded(flight.worker)
         self._router.has_begun(placing)
-        if flight.timer is not None:
-            flight.timer.cancel()
         streams = exchange.status == 200 and is_event_stream(exchange.headers)
         if flight.asked is not None:
             self._splice(flight, flight.asked, exchange, streams=streams)
             return
         if exchange.status in JUDGED and flight.owner.may_judge(flight, exchange.status):
-            flight.held = (exchange.status, exchange.headers)
+            flight.held, flight.body_held = (exchange.status, exchange.headers), b""
             return
         if streams and flight.call.route in RESUMABLE and self._keep_bytes and not is_encoded(exchange.headers):
             flight.tape = Tape(self._keep_bytes)
@@ -145,7 +144,10 @@ class Dispatcher:
 
     def _has_another(self, flight: Flight) -> bool:
         tried = {*flight.tried, flight.worker}
-        others = self._router.replicas(flight.model, flight.call.route)
+        try:
+            others = self._router.replicas(flight.model, flight.call.route)
+        except ApiError:
+            return False  # the worker that answers was the last of its model, and has been forgotten meanwhile
         return self._may_try(flight) and any(each.worker_id not in tried for each in others)
 
     def _may_try(self, flight: Flight) -> bool:
@@ -213,6 +215,7 @@ class Dispatcher:
         """After a while that keeps many requests of a dead replica from arriving at the next one all at once."""
         assert flight.last_error is not None
         flight.tried += (flight.worker,)
+        flight.held = None
         self.land(flight)
         if not flight.pieces:
             flight.has_answer, flight.tape = False, None

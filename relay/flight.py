@@ -120,6 +120,8 @@ class Flight:
     pieces = 0
     """Of the answer, that the client has got; the last two are kept, for the usage in them."""
     before_last = last = b""
+    events = 0
+    """Of a stream, that the client has got: several may come in one piece. Only counted for a key with limits."""
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
@@ -162,6 +164,8 @@ class Flight:
                 if not (last or tape.is_broken):  # nearly always
                     if piece:
                         self.pieces += 1
+                        if self.grant is not UNLIMITED:
+                            self.events += piece.count(b"data:")
                         self.call.push(piece, False)
                     return
                 if not tape.is_broken:
@@ -203,6 +207,8 @@ class Flight:
             piece = as_event(self.collected) if last else b""
         if piece:
             self.pieces += 1
+            if self.grant is not UNLIMITED:
+                self.events += piece.count(b"data:")
             self.before_last, self.last = self.last, piece
         elif not last:
             return

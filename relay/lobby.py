@@ -11,7 +11,7 @@ from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, Worker, WorkerRegistry
 from relay.admission.admission import Admission
 from relay.admission.fair_queue import Entry
-from relay.admission.waiting import PRIORITY_HEADER, TIMEOUT_HEADER, priority_of, queue_notice, timeout_of
+from relay.admission.waiting import priority_of, queue_notice, timeout_of
 from relay.dispatch import Dispatcher
 from relay.flight import Flight
 from relay.routing.router import Router
@@ -56,10 +56,6 @@ class Lobby:
     def enter(self, flight: Flight) -> None:
         """Dispatch it, now or when it is its turn. Raises ApiError."""
         model = flight.model
-        if TIMEOUT_HEADER in flight.headers:
-            self._dispatcher.limit(flight, timeout_of(flight.headers, 0))
-        if PRIORITY_HEADER in flight.headers:
-            priority_of(flight.headers, flight.client.priority)  # a wrong one is told also where nobody waits
         replicas = self._router.replicas(model, flight.call.route)
         if not self.admission.has_queue(model):
             free = self._free(model, replicas)

@@ -9,6 +9,7 @@ from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from relay.access import Access
 from relay.admission.limits import UNLIMITED, Limits, estimate_tokens
+from relay.admission.waiting import PRIORITY_HEADER, TIMEOUT_HEADER, priority_of, timeout_of
 from relay.border import Border
 from relay.call import Call
 from relay.dispatch import Dispatcher
@@ -124,6 +125,7 @@ class Relay:
             flight.trace.model = flight.model
         if flight.client.limits is not None:
             flight.grant = self._limits.admit(flight.client.name, flight.body, partial(new_tokens_of, fields))
+        self._heed(flight)
         try:
             self._border.enter(flight)
         except ApiError as error:
@@ -138,7 +140,15 @@ class Relay:
         if flight.upload.model and not flight.model:
             flight.model = flight.upload.model
             flight.grant = self._limits.admit(flight.client.name, b"")
+            self._heed(flight)
             self._border.enter(flight)
+
+    def _heed(self, flight: Flight) -> None:
+        """What the client says of time and priority, once for all models that may be asked. Raises BadRequest."""
+        if TIMEOUT_HEADER in flight.headers:
+            self._dispatcher.limit(flight, timeout_of(flight.headers, 0))
+        if PRIORITY_HEADER in flight.headers:
+            priority_of(flight.headers, flight.client.priority)  # a wrong one is told also where nobody waits
 
     @staticmethod
     def _end_upload(flight: Flight) -> None:
@@ -163,7 +173,9 @@ class Relay:
             self._settle(flight)
         status = CLIENT_GONE if call.disconnected else flight.status
         first_byte_at = call.first_byte_at if flight.status == 200 else 0.0
-        known = flight.attempts or self._lobby.knows(flight.model)  # no label for every word that a client makes up
+        known = self._lobby.knows(flight.model) or self._border.lists(
+            flight.model
+        )  # no label for every word that a client makes up
         self._metrics.observe(flight.model if known else "", call.route, status, flight.arrived, first_byte_at)
         if flight.trace is not None:
             flight.trace.end(flight)
@@ -171,10 +183,12 @@ class Relay:
 
     @staticmethod
     def _settle(flight: Flight) -> None:
-        """What the request really used: by its usage; for want of that, a token for each piece of a stream."""
+        """What the request really used: by its usage; for want of that, a token for each event of a stream."""
         if flight.has_answer:
             used = total_of(flight.tail())
-            flight.grant.settle(used if used is not None else estimate_tokens(flight.body) + flight.pieces)
+            flight.grant.settle(
+                used if used is not None else estimate_tokens(flight.body) + max(flight.events, flight.pieces)
+            )
         else:
             flight.grant.settle(0)
         flight.grant.release()

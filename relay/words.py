@@ -47,9 +47,9 @@ def describe_worker(worker: Worker) -> str:
 
 
 def out_of_time(worker_id: str, seconds: float) -> WorkerTimeout:
-    where = f"worker {worker_id} has" if worker_id else "no worker has"
+    where = f"worker {worker_id} has not" if worker_id else "no worker has"
     return WorkerTimeout(
-        f"{where} not begun to answer within the {seconds:g} s of the header x-ichat-timeout-s",
+        f"{where} begun to answer within the {seconds:g} s of the header x-ichat-timeout-s",
         code="deadline_exceeded",
     )
 
