@@ -111,7 +111,8 @@ class Relay:
 
     def cut_flights(self) -> None:
         """Ends the requests that are still in flight: with an error, and streams with an error event."""
-        for flight in list(self._flights.values()):
+        # First those that wait: else each one's end would give its place to the next, only to be cut there.
+        for flight in sorted(self._flights.values(), key=lambda flight: flight.placing is not None):
             self._answer(flight, stopping())
 
     # -- a flight --------------------------------------------------------------------------------------------------

@@ -212,6 +212,23 @@ async def test_a_prompt_from_before_a_restart_is_not_thought_to_be_cached() -> N
         assert [each["cached_bytes"] for each in candidates] == [0, 0]
 
 
+async def test_nobody_who_waits_is_sent_to_a_worker_when_all_is_cut() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await reader.read()
+
+    async with scripted(script) as (_, address), door(None, AdmissionSettings(capacity=1)) as gate:
+        gate.add("w", address)
+        asking = [asyncio.create_task(gate.chat()) for _ in range(4)]
+        async with asyncio.timeout(5):
+            while gate.lobby.admission.lengths() != {MODEL: 3}:
+                await asyncio.sleep(0.005)
+        gate.relay.cut_flights()
+        answers = await asyncio.gather(*asking)
+        assert {answer.status_code for answer in answers} == {503}
+        assert sorted(answer.headers["x-ichat-attempts"] for answer in answers) == ["0", "0", "0", "1"]
+
+
 @pytest.mark.parametrize("absurd", [math.nan, math.inf, -math.inf, -5, 10**400, 1e300])
 @pytest.mark.parametrize("name", ["timed", "prefill_s", "decode_s"])
 def test_a_worker_cannot_spoil_what_is_known_of_it(name: str, absurd: Any) -> None:
