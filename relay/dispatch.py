@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from config.settings import ServerSettings
@@ -11,12 +12,14 @@ from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
 from relay.flight import Flight
 from relay.headers import Header, is_event_stream, request_head, to_worker
+from relay.providers.fallbacks import rename
 from relay.routing.breaker import Breakers
 from relay.routing.router import Router
 from relay.streams.resume import Continuation, Ending, Unresumable, continuation
 from relay.streams.splice import Splice
 from relay.streams.tape import Tape
 from relay.streams.unresumable import CHAT, COMPLETION
+from relay.tally import Tally
 from relay.upstream.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.upstream.pool import Upstream
 from relay.usage import usage_of
@@ -144,9 +147,16 @@ class Dispatcher:
         return True
 
     def _has_another(self, flight: Flight) -> bool:
+        return self._may_try(flight) and bool(self._others(flight))
+
+    def _others(self, flight: Flight) -> list[Replica]:
+        """Those that it was not at yet."""
         tried = {*flight.tried, flight.worker}
-        others = self._router.replicas(flight.model, flight.call.route)
-        return self._may_try(flight) and any(each.worker_id not in tried for each in others)
+        try:
+            replicas = self._router.replicas(flight.model, flight.call.route)
+        except ApiError:  # the last of them has gone
+            return []
+        return [replica for replica in replicas if replica.worker_id not in tried]
 
     def _may_try(self, flight: Flight) -> bool:
         return flight.attempts - flight.first_attempt < self._max_attempts
@@ -158,17 +168,39 @@ class Dispatcher:
         flight.last_error = worker_error(replica, error)
         was_sent = not isinstance(error, ConnectFailed)
         if flight.pieces:  # the client has a part of the answer
-            self._go_on(flight, flight.last_error)
+            self._go_on(flight)
         elif flight.upload is not None or isinstance(error, WorkerSilent) or (was_sent and is_final(flight)):
             self.land(flight)
             flight.owner.fail(flight, flight.last_error)
         else:
             self._try_another(flight)
 
-    def _go_on(self, flight: Flight, error: ApiError) -> None:
+    def _go_on(self, flight: Flight) -> None:
         """An answer has begun, and broke: a stream may go on at another replica (relay/streams/resume.py)."""
-        tape = flight.tape
-        next_step = self._next_step(flight, tape) if tape is not None else Unresumable("")
+        next_step = self._next_step(flight)
+        is_uncounted = isinstance(next_step, Continuation) and next_step.uncounted
+        if not (is_uncounted and self._count(flight, is_uncounted)):
+            self._take_step(flight, next_step)
+
+    def _count(self, flight: Flight, text: str) -> bool:
+        """Whether another replica is asked first how many tokens that is."""
+        others = self._others(flight)
+        if others:
+            self.land(flight)
+            replica = self._rng.choice(others)
+            told = partial(self._go_on_counted, flight)
+            tally = Tally(self._upstream, (replica.host, replica.port), flight.model, text, told)
+            flight.cancel_wait = tally.cancel
+        return bool(others)
+
+    def _go_on_counted(self, flight: Flight, count: int | None) -> None:
+        flight.cancel_wait = None
+        try:
+            self._take_step(flight, self._next_step(flight, count))
+        except Exception as error:
+            flight.owner.crash(flight, error)
+
+    def _take_step(self, flight: Flight, next_step: Continuation | Ending | Unresumable) -> None:
         if isinstance(next_step, Continuation):
             logger.info("stream_goes_on", request_id=flight.id.decode(), worker_id=flight.worker)
             self._metrics.stream_went_on(flight.model)
@@ -180,10 +212,15 @@ class Dispatcher:
             flight.call.push(next_step.events, last=True)
             flight.owner.end(flight)
             return
+        assert flight.last_error is not None
+        error = flight.last_error
         why = f"; the stream cannot go on at another one: {next_step.reason}" if next_step.reason else ""
         flight.owner.fail(flight, WorkerBroke(f"{error.message.removesuffix('; try again')}{why}", code=error.code))
 
-    def _next_step(self, flight: Flight, tape: Tape) -> Continuation | Ending | Unresumable:
+    def _next_step(self, flight: Flight, counted: int | None = None) -> Continuation | Ending | Unresumable:
+        tape = flight.tape
+        if tape is None:
+            return Unresumable("")
         if tape.is_done or tape.has_failed:
             return Ending(b"")
         if NO_RETRY_HEADER in flight.headers:
@@ -192,7 +229,9 @@ class Dispatcher:
             return Unresumable(f"it was tried at {flight.attempts} already")
         if not tape.is_resumable:
             return Unresumable("it is longer than server_settings.resume_kb")
-        return continuation(flight.call.route, flight.call.body, tape.passed)
+        has_moved = flight.first_attempt > 0  # to another model, whose name its body has then
+        body = rename(flight.call.body, flight.model) if has_moved else flight.call.body
+        return continuation(flight.call.route, body, tape.passed, counted)
 
     def _note_failure(self, flight: Flight, replica: Replica, error: UpstreamError) -> None:
         if isinstance(error, ConnectFailed):
