@@ -69,7 +69,7 @@ class Gateway:
         self.registry.subscribe(log_change)
         self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
         self._logs = LogCollector(self.registry, self._client, token=token)
-        access = Access(own)
+        access = Access(own, socket.gethostname())
         self._plane = plane = DataPlane(self.registry, access, settings, rng, socket.gethostname())
         families = CollectorRegistry()
         families.register(plane.metrics)

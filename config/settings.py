@@ -102,7 +102,7 @@ class ServerSettings(Frozen):
     connect_timeout_s: Seconds = 5
     answer_timeout_s: Seconds = 600
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    resume_kb: Annotated[int, Field(ge=0, le=64 * 1024)] = 1024
+    resume_kb: Annotated[int, Field(ge=0, le=64 * 1024)] = 256
     circuit_threshold: Annotated[int, Field(ge=1)] = 3
     circuit_cooldown_s: Seconds = 5
     drain_timeout_s: Seconds = 30

@@ -21,7 +21,9 @@ CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 class Access:
     """The rules of the three doors. Each ``require_*`` returns or raises Unauthorized or Forbidden."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, node: str = "") -> None:
+        """``node``: this host's name; "": the name by which it is asked does not matter."""
+        self._node = node.lower()
         self._clients = {bytes.fromhex(key.hash.rpartition(":")[2]): key for key in settings.keys}
         self._seen: dict[bytes, ClientKey] = {}
         """Right keys as they were presented: only those, so that a guess learns nothing here either."""
@@ -75,6 +77,8 @@ class Access:
         if expected is None:
             if not is_loopback(client_host) or is_foreign_page(headers.get(b"origin", b"")):
                 raise Forbidden(closed)
+            if self._node and not is_own_name(headers.get(b"host", b""), self._node):
+                raise Forbidden(f"{closed} (and asked for by this machine's own name or address)")
             return
         if not hmac.compare_digest(f"sha256:{hashlib.sha256(key_in(headers)).hexdigest()}", expected):
             raise Unauthorized("the key is wrong or missing: send it as 'Authorization: Bearer KEY'", headers=CHALLENGE)
@@ -89,6 +93,20 @@ def is_foreign_page(origin: bytes) -> bool:
         return host != "localhost" and not ip_address(host).is_loopback
     except ValueError:  # another name, or none
         return True
+
+
+def is_own_name(host: bytes, node: str) -> bool:
+    """Whether a ``Host`` header names this machine, or an address. Another name may be a web page's, which its owner
+    lets point here for a moment (DNS rebinding).
+    """
+    name = (urlsplit(f"//{host.decode('latin-1')}").hostname or "").lower()
+    if name in ("", "localhost", node) or name.split(".")[0] == node.split(".", maxsplit=1)[0]:
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def hash_of(key: str) -> str:

@@ -53,6 +53,9 @@ class Border:
         else:
             raise ModelNotFound(flight.model, self.models())
 
+    def may_fall_back(self, flight: Flight) -> bool:
+        return flight.upload is None and bool(self._line_of(flight, Why.UNAVAILABLE))
+
     def may_judge(self, flight: Flight, status: int) -> bool:
         """Whether ``judge`` wants to see an answer of this status before the client does."""
         if flight.upload is not None:

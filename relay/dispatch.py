@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from config.settings import ServerSettings
@@ -11,12 +12,14 @@ from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
 from relay.flight import Flight
 from relay.headers import Header, is_event_stream, request_head, to_worker
+from relay.providers.fallbacks import rename
 from relay.routing.breaker import Breakers
-from relay.routing.router import Router
+from relay.routing.router import Placing, Router
 from relay.streams.resume import Continuation, Ending, Unresumable, continuation
 from relay.streams.splice import Splice
 from relay.streams.tape import Tape
 from relay.streams.unresumable import CHAT, COMPLETION
+from relay.tally import Tally
 from relay.upstream.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
 from relay.upstream.pool import Upstream
 from relay.usage import usage_of
@@ -73,7 +76,7 @@ class Dispatcher:
         upload = flight.upload
         length = len(flight.body) if upload is None else upload.length
         head = request_head(call.target, address, headers, flight.id, length)
-        flight.exchange = self._upstream.open(address, head, flight.body, flight, is_fresh=upload is not None)
+        flight.exchange = self._upstream.open(address, head, flight.body, flight, is_fresh=is_final(flight))
         if upload is not None:
             upload.go_to(flight.exchange)
 
@@ -88,14 +91,18 @@ class Dispatcher:
 
     def land(self, flight: Flight) -> None:
         """It has no business at a worker any more: the end of an answer, or of an attempt."""
-        exchange, flight.exchange = flight.exchange, None
-        if exchange is not None:
-            self._upstream.close(exchange)
+        self.hang_up(flight)
         placing, flight.placing = flight.placing, None
         if placing is not None:
             self._router.land(placing)
             if placing.cached and flight.pieces:
                 self._router.learn(flight, placing, usage_of(flight.tail()))
+
+    def hang_up(self, flight: Flight) -> None:
+        """The answer is not wanted, but the flight stays at the worker."""
+        exchange, flight.exchange = flight.exchange, None
+        if exchange is not None:
+            self._upstream.close(exchange)
 
     # -- what the worker answers -----------------------------------------------------------------------------------
 
@@ -107,7 +114,6 @@ class Dispatcher:
                 return
         else:
             self._breakers.succeeded(flight.worker)
-        self._router.has_begun(placing)
         streams = exchange.status == 200 and is_event_stream(exchange.headers)
         if flight.asked is not None:
             self._splice(flight, flight.asked, exchange, streams=streams)
@@ -130,28 +136,45 @@ class Dispatcher:
 
     def _goes_elsewhere(self, flight: Flight, exchange: Exchange, replica: Replica) -> bool:
         """Whether another replica is asked instead of passing on this one's 5xx."""
-        if flight.upload is None and (state := turned_away(exchange.headers)):
+        if state := turned_away(exchange.headers):
             flight.last_error = no_replica_ready(flight.model, f"{flight.worker} is {state}")
-            self._try_another(flight)
+            if flight.upload is not None:
+                flight.owner.fail(flight, flight.last_error)
+            else:
+                self._try_another(flight)
             return True
         self._fail_circuit(replica)
-        if is_final(flight) or not self._has_another(flight):
+        if is_final(flight):
+            return False
+        has_another = self._has_another(flight)
+        if not has_another and not flight.owner.may_fall_back(flight):
             return False
         self._metrics.worker_error(replica.worker_id, f"status {exchange.status}")
         flight.last_error = worker_status(replica, exchange.status)
-        self._try_another(flight)
+        if has_another:
+            self._try_another(flight)
+        else:
+            flight.owner.fail(flight, flight.last_error)
         return True
 
     def _has_another(self, flight: Flight) -> bool:
+        return self._may_try(flight) and bool(self._others(flight))
+
+    def _others(self, flight: Flight) -> list[Replica]:
+        """Those that it was not at yet."""
         tried = {*flight.tried, flight.worker}
         try:
-            others = self._router.replicas(flight.model, flight.call.route)
-        except ApiError:
-            return False  # the worker that answers was the last of its model, and has been forgotten meanwhile
-        return self._may_try(flight) and any(each.worker_id not in tried for each in others)
+            replicas = self._router.replicas(flight.model, flight.call.route)
+        except ApiError:  # the last of them has gone
+            return []
+        return [replica for replica in replicas if replica.worker_id not in tried]
 
     def _may_try(self, flight: Flight) -> bool:
         return flight.attempts - flight.first_attempt < self._max_attempts
+
+    def take_first(self, placing: Placing) -> None:
+        """The first piece of an answer is here: its prompt is read. (The head alone engines send before that.)"""
+        self._router.has_begun(placing)
 
     def take_error(self, flight: Flight, error: UpstreamError) -> None:
         assert flight.placing is not None
@@ -160,17 +183,39 @@ class Dispatcher:
         flight.last_error = worker_error(replica, error)
         was_sent = not isinstance(error, ConnectFailed)
         if flight.pieces:  # the client has a part of the answer
-            self._go_on(flight, flight.last_error)
+            self._go_on(flight)
         elif flight.upload is not None or isinstance(error, WorkerSilent) or (was_sent and is_final(flight)):
             self.land(flight)
             flight.owner.fail(flight, flight.last_error)
         else:
             self._try_another(flight)
 
-    def _go_on(self, flight: Flight, error: ApiError) -> None:
+    def _go_on(self, flight: Flight) -> None:
         """An answer has begun, and broke: a stream may go on at another replica (relay/streams/resume.py)."""
-        tape = flight.tape
-        next_step = self._next_step(flight, tape) if tape is not None else Unresumable("")
+        next_step = self._next_step(flight)
+        uncounted = next_step.uncounted if isinstance(next_step, Continuation) else ""
+        if not (uncounted and self._count(flight, uncounted)):
+            self._take_step(flight, next_step)
+
+    def _count(self, flight: Flight, text: str) -> bool:
+        """Whether another replica is asked first how many tokens that is."""
+        others = self._others(flight)
+        if others:
+            self.land(flight)
+            replica = self._rng.choice(others)
+            told = partial(self._go_on_counted, flight)
+            tally = Tally(self._upstream, (replica.host, replica.port), flight.model, text, told)
+            flight.cancel_wait = tally.cancel
+        return bool(others)
+
+    def _go_on_counted(self, flight: Flight, count: int | None) -> None:
+        flight.cancel_wait = None
+        try:
+            self._take_step(flight, self._next_step(flight, count))
+        except Exception as error:
+            flight.owner.crash(flight, error)
+
+    def _take_step(self, flight: Flight, next_step: Continuation | Ending | Unresumable) -> None:
         if isinstance(next_step, Continuation):
             logger.info("stream_goes_on", request_id=flight.id.decode(), worker_id=flight.worker)
             self._metrics.stream_went_on(flight.model)
@@ -182,19 +227,26 @@ class Dispatcher:
             flight.call.push(next_step.events, last=True)
             flight.owner.end(flight)
             return
+        assert flight.last_error is not None
+        error = flight.last_error
         why = f"; the stream cannot go on at another one: {next_step.reason}" if next_step.reason else ""
         flight.owner.fail(flight, WorkerBroke(f"{error.message.removesuffix('; try again')}{why}", code=error.code))
 
-    def _next_step(self, flight: Flight, tape: Tape) -> Continuation | Ending | Unresumable:
+    def _next_step(self, flight: Flight, counted: int | None = None) -> Continuation | Ending | Unresumable:
+        tape = flight.tape
+        if tape is None:
+            return Unresumable("")
         if tape.is_done or tape.has_failed:
             return Ending(b"")
-        if NO_RETRY_HEADER in flight.headers:
+        if forbids_retry(flight):
             return Unresumable("the header x-ichat-no-retry forbids it")
         if not self._may_try(flight):
             return Unresumable(f"it was tried at {flight.attempts} already")
         if not tape.is_resumable:
             return Unresumable("it is longer than server_settings.resume_kb")
-        return continuation(flight.call.route, flight.call.body, tape.passed)
+        has_moved = flight.first_attempt > 0  # to another model, whose name its body has then
+        body = rename(flight.call.body, flight.model) if has_moved else flight.call.body
+        return continuation(flight.call.route, body, tape.passed, counted)
 
     def _note_failure(self, flight: Flight, replica: Replica, error: UpstreamError) -> None:
         if isinstance(error, ConnectFailed):
@@ -238,7 +290,11 @@ class Dispatcher:
 
 def is_final(flight: Flight) -> bool:
     """Whether no second replica is to be asked once this one has the request."""
-    return flight.upload is not None or NO_RETRY_HEADER in flight.headers
+    return flight.upload is not None or forbids_retry(flight)
+
+
+def forbids_retry(flight: Flight) -> bool:
+    return flight.headers.get(NO_RETRY_HEADER, b"0").lower() not in (b"0", b"false")
 
 
 def turned_away(headers: list[Header]) -> str:

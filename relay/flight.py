@@ -35,6 +35,8 @@ class Pilot(Protocol):
 
     def take_head(self, flight: "Flight", exchange: Exchange) -> None: ...
 
+    def take_first(self, placing: "Placing") -> None: ...
+
     def take_error(self, flight: "Flight", error: UpstreamError) -> None: ...
 
 
@@ -46,6 +48,9 @@ class Owner(Protocol):
 
     def fail(self, flight: "Flight", error: ApiError) -> None:
         """No worker answers it, or goes on answering it."""
+
+    def may_fall_back(self, flight: "Flight") -> bool:
+        """Whether another model would be asked if this one's workers break."""
 
     def may_judge(self, flight: "Flight", status: int) -> bool:
         """Whether ``judge`` wants to see an answer of this status before the client does."""
@@ -158,6 +163,9 @@ class Flight:
 
     def take(self, piece: bytes, last: bool) -> None:
         try:
+            placing = self.placing
+            if placing is not None and placing.to_prefill:
+                self.pilot.take_first(placing)
             tape = self.tape
             if tape is not None:
                 piece = tape.feed(piece)
@@ -246,7 +254,7 @@ class Flight:
             self.is_told = self.is_event_stream = True
             self.status = 200
             head = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            self.call.start(self.status, [*head, (b"x-request-id", self.id)])
+            self.call.start(self.status, head, self.answer_lines())
         self.call.push(comment, last=False)
 
     def tail(self) -> Sequence[bytes]:

@@ -20,6 +20,9 @@ from utils.errors import ApiError
 SWEEP_S: Final = 1.0
 """How often those who wait are looked after: deadlines, and word to streams of where they stand."""
 
+GRACE_S: Final = 10.0
+"""How long requests wait on for a model that has just lost its last ready replica."""
+
 
 @dataclass(slots=True, eq=False)
 class Waiting(Entry):
@@ -45,6 +48,8 @@ class Lobby:
         self._registry = registry
         self._router = router
         self._dispatcher = dispatcher
+        self._away_since: dict[str, float] = {}
+        """Models that requests wait for, without a ready replica; time.monotonic()."""
         self._is_calling = False
         self._is_called_again = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -103,6 +108,8 @@ class Lobby:
         entry.flight.owner.fail(entry.flight, error)
 
     def _on_change(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
+        for model in [model for model in self._away_since if self._registry.route(model) != ()]:
+            del self._away_since[model]
         self.call_next()
 
     def call_next(self) -> None:
@@ -125,12 +132,19 @@ class Lobby:
         while True:
             replicas = self._registry.route(model)
             free = self._free(model, replicas or ())
-            if replicas and not free:
+            if not free and (replicas or self._may_return(model)):
                 return
             entry = self.admission.next(model, time.monotonic())
             if entry is None:
                 return
             self._dispatch(entry)
+
+    def _may_return(self, model: str) -> bool:
+        """Whether those who wait go on waiting though no replica is ready: one may be back in a moment."""
+        if not self.knows(model):
+            return False
+        away_since = self._away_since.setdefault(model, time.monotonic())
+        return time.monotonic() - away_since < GRACE_S
 
     def _dispatch(self, entry: Waiting) -> None:
         flight = entry.flight

@@ -202,13 +202,16 @@ class Relay:
                 return
         self._answer(flight, error)
 
+    def may_fall_back(self, flight: Flight) -> bool:
+        return self._border.may_fall_back(flight)
+
     def may_judge(self, flight: Flight, status: int) -> bool:
         return self._border.may_judge(flight, status)
 
     def judge(self, flight: Flight, status: int, body: bytes) -> bool:
         assert flight.placing is not None
         replica = flight.placing.replica
-        self._dispatcher.land(flight)
+        self._dispatcher.hang_up(flight)  # it is at the worker still, if it is asked another way
         return self._border.judge(flight, status, body, replica)
 
     def _answer(self, flight: Flight, error: ApiError) -> None:

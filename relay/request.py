@@ -70,8 +70,8 @@ def new_tokens_of(fields: RequestFields) -> int:
     """The most that the model may say, all answers together; 0 where the request does not say."""
     for limit in (fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens):
         text = bytes(limit)
-        if text.isdigit() and len(text) < 10:
-            return int(text) * max(1, int(fields.n or 1))
+        if text.isdigit():
+            return int(text[:10]) * max(1, int(fields.n or 1))
     return 0
 
 

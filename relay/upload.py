@@ -8,6 +8,8 @@ from relay.request import NO_MODEL, Headers
 from relay.upstream.exchange import Exchange
 from utils.errors import BadRequest
 
+MAX_WAITING: Final = 4 * 1024 * 1024
+"""Bytes of a form that wait for a worker; of a longer one no more is read meanwhile."""
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
@@ -39,7 +41,7 @@ class Upload:
             self._exchange.send_more(self._framed(piece))
             return
         self._waiting += piece
-        if self.model:
+        if self.model and len(self._waiting) > MAX_WAITING:
             self._hold(True)
 
     def end(self) -> None:

@@ -24,10 +24,16 @@ def sse(event: dict[str, Any]) -> bytes:
 @dataclass(frozen=True)
 class Model:
     """``tokens`` are bytes: a character may take several. ``is_vllm``: an event for every token, and the finish reason
-    in that of the last; SGLang has events for texts only, and one more for the finish reason."""
+    in that of the last; SGLang has events for texts only, and one more for the finish reason. ``joined``: so many
+    tokens come in one event, as they do where an HTTP server is slower than its engine."""
 
     tokens: list[bytes]
     is_vllm: bool = True
+    joined: int = 1
+
+    def count(self, text: str) -> int:
+        """How many tokens this beginning of the answer has."""
+        return next(count for count in range(len(self.tokens) + 1) if b"".join(self.tokens[:count]) == text.encode())
 
     def answer(self, route: str, asked: dict[str, Any], run: int, begun: str = "") -> bytes:
         """The stream that answers the ``run``th request. ``begun``: what the client itself had put as the beginning."""
@@ -36,7 +42,7 @@ class Model:
     def _events(self, route: str, asked: dict[str, Any], run: int, begun: str) -> Iterator[dict[str, Any]]:
         said = self._said(route, asked, begun)
         tokens = self.tokens[said:]
-        limit = asked.get("max_tokens", len(tokens) + 1)
+        limit = asked.get("max_tokens") or len(tokens) + 1
         finish = "length" if limit <= len(tokens) else "stop"
         tokens = tokens[:limit]
         kind = "chat.completion.chunk" if route == CHAT else "text_completion"
@@ -50,10 +56,13 @@ class Model:
 
         if route == CHAT:
             yield chunk({"role": "assistant", "content": ""}, 0, None)
+        held = ""
         for count, text in enumerate(texts(tokens), 1):
+            held += text
             is_last = self.is_vllm and count == len(tokens)
-            if self.is_vllm or text:
-                yield chunk({"content": text}, count, finish if is_last else None)
+            if is_last or (count % self.joined == 0 and (self.is_vllm or held)):
+                yield chunk({"content": held}, count, finish if is_last else None)
+                held = ""
         if not (self.is_vllm and tokens):
             yield chunk({"content": None}, len(tokens), finish)
         if options.get("include_usage"):

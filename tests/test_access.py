@@ -124,3 +124,16 @@ def test_the_worker_token_is_no_admin_key_and_the_other_way_round() -> None:
         CLOSED.require_admin(bearer(TOKEN), HERE)
     with pytest.raises(Unauthorized):
         CLOSED.require_worker(bearer(ADMIN), HERE)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:4000", "127.0.0.1:4000", "[::1]:4000", "10.0.0.7", "mynode", "mynode.lan:80", ""]
+)
+def test_this_machine_may_be_asked_by_its_names_and_addresses(host: str) -> None:
+    Access(ServerSettings(), "mynode").require_admin({b"host": host.encode()}, "127.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["evil.com", "evil.com:4000", "localhost.evil.com", "mynode2", "[::1].evil.com", "]["])
+def test_a_foreign_name_that_points_here_is_refused(host: str) -> None:
+    with pytest.raises(Forbidden):
+        Access(ServerSettings(), "mynode").require_admin({b"host": host.encode()}, "127.0.0.1")

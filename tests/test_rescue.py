@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -23,12 +24,21 @@ SPEAKER = Model([f"{word} ".encode() for word in TEXT.split()])
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
 
+TOKENIZE = "/v1/tokenize"
+
 Cut = Callable[[bytes], bytes]
 """A whole stream -> what of it is sent before the connection ends."""
 
 
 def after(events: int, then: bytes = b"") -> Cut:
     return lambda stream: b"".join(each + b"\n\n" for each in stream.split(b"\n\n")[:events]) + then
+
+
+def json_answer(body: Any, status: bytes = b"200 OK") -> bytes:
+    content = json.dumps(body).encode()
+    return b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        status, len(content), content
+    )  # fmt: skip
 
 
 def whole(stream: bytes) -> bytes:
@@ -38,17 +48,27 @@ def whole(stream: bytes) -> bytes:
 class Replicas:
     """Replicas of one speaker; each answers as its cut says, and remembers what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Model = SPEAKER) -> None:
+        self._model = model
         self.asked: list[dict[str, Any]] = []
+        self.counted: list[str] = []
+
+    def count(self, text: str) -> bytes:
+        """The answer to the question how many tokens that is."""
+        self.counted.append(text)
+        return json_answer({"count": self._model.count(text), "max_model_len": 100, "tokens": []})
 
     def script(self, cut: Cut) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while True:
                 head, _, body = (await read_request(reader)).partition(b"\r\n\r\n")
                 asked = json.loads(body)
-                self.asked.append(asked)
                 route = head.split(b" ")[1].decode()
-                stream = SPEAKER.answer(route, asked, len(self.asked))
+                if route == TOKENIZE:
+                    writer.write(self.count(asked["prompt"]))
+                    continue
+                self.asked.append(asked)
+                stream = self._model.answer(route, asked, len(self.asked))
                 sent = cut(stream)
                 ends = sent.endswith(DONE)
                 writer.write(HEAD + b"%x\r\n%b\r\n" % (len(sent), sent) + (END if ends else b""))
@@ -60,9 +80,11 @@ class Replicas:
 
 
 @asynccontextmanager
-async def replicas(*cuts: Cut, **settings: Any) -> AsyncIterator[tuple[Gate, Replicas]]:
+async def replicas(
+    *cuts: Cut, speakers: Replicas | None = None, **settings: Any
+) -> AsyncIterator[tuple[Gate, Replicas]]:
     """They are asked in this order: each has more to do than the one before it."""
-    speakers = Replicas()
+    speakers = speakers or Replicas()
     async with AsyncExitStack() as stack:
         gate = await stack.enter_async_context(door(**settings))
         for number, cut in enumerate(cuts):
@@ -106,6 +128,93 @@ async def test_a_broken_stream_goes_on_elsewhere(route: str, cut: Cut) -> None:
     assert answer.content.endswith(DONE)
     assert len(speakers.asked) == 2
     assert 'ichat_gateway_streams_gone_on_total{model="m"} 1.0' in counted
+
+
+@pytest.mark.parametrize("route", [CHAT, COMPLETION])
+@pytest.mark.parametrize("limit", [{"max_tokens": 12}, {"max_tokens": 100, "stream_options": {"include_usage": True}}])
+async def test_tokens_that_came_in_one_event_are_counted(route: str, limit: dict[str, Any]) -> None:
+    joined = replace(SPEAKER, joined=3)
+    async with replicas(whole, speakers=Replicas(joined)) as (gate, _):
+        unbroken = await stream(gate, route, **limit)
+    async with replicas(after(3), whole, speakers=Replicas(joined)) as (gate, speakers):
+        answer = await stream(gate, route, **limit)
+    assert text(answer) == text(unbroken)
+    assert events(answer)[-1] == events(unbroken)[-1]
+    assert len(speakers.counted) == 1
+
+
+@pytest.mark.parametrize(
+    "more", [{"max_tokens": None}, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}]
+)
+async def test_tokens_are_not_counted_where_nobody_needs_it(more: dict[str, Any]) -> None:
+    async with replicas(after(4), whole) as (gate, speakers):
+        answer = await stream(gate, **more)
+    assert text(answer) == TEXT + " "
+    assert speakers.counted == []
+
+
+class Uncounting(Replicas):
+    """They do not say how many tokens a text has."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def count(self, text: str) -> bytes:
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        json_answer({"detail": "Not Found"}, b"404 Not Found"),
+        json_answer({"count": "many"}),
+        json_answer([]),
+        b"garbage\r\n\r\n",
+    ],
+)
+async def test_a_stream_goes_on_also_if_nobody_counts_its_tokens(answer: bytes) -> None:
+    async with replicas(whole) as (gate, _):
+        unbroken = await stream(gate)
+    async with replicas(after(5), whole, speakers=Uncounting(answer)) as (gate, _):
+        assert events(await stream(gate)) == events(unbroken)
+
+
+async def test_a_client_that_goes_while_its_tokens_are_counted_leaves_nothing() -> None:
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def count_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        asked.set()
+        assert await reader.read() == b""
+        gone.set()
+
+    async with replicas(after(4)) as (gate, _), scripted(count_slowly) as (_, address):
+        gate.add("slow", address)
+        gate.router.in_flight["slow"] = 1
+        client = asyncio.create_task(stream(gate))
+        await asked.wait()
+        client.cancel()
+        await gone.wait()
+        assert gate.router.in_flight == {"slow": 1}
+
+
+async def test_a_stream_that_fell_back_to_another_model_goes_on_there() -> None:
+    speakers = Replicas()
+    sections = {"litellm_settings": {"fallbacks": [{MODEL: ["other"]}]}}
+    async with (
+        door(litellm=sections) as gate,
+        scripted(answering()) as (_, broken),
+        scripted(speakers.script(after(4))) as (_, first),
+        scripted(speakers.script(whole)) as (_, second),
+    ):
+        gate.add("broken", broken)
+        gate.add("first", first, model="other")
+        gate.add("second", second, model="other")
+        gate.router.in_flight["second"] = 1
+        answer = await stream(gate)
+    assert text(answer) == TEXT + " "
+    assert [asked["model"] for asked in speakers.asked] == ["other", "other"]
 
 
 async def test_it_may_break_again() -> None:

@@ -79,6 +79,20 @@ def test_a_completion_goes_on_by_a_longer_prompt(prompt: Any, longer: Any) -> No
     assert body == {"model": "m", "prompt": longer, "max_tokens": 3}
 
 
+@pytest.mark.parametrize(("counted", "left"), [(None, 8), (1, 8), (5, 5), (9, 1)])
+def test_tokens_that_were_counted_come_before_events(counted: int | None, left: int) -> None:
+    body = json.dumps({"messages": [USER], "max_tokens": 10}).encode()
+    answer = continuation(CHAT, body, ONE_TWO, counted)
+    assert asked(answer)["max_tokens"] == left
+    assert isinstance(answer, Continuation)
+    assert answer.uncounted == ("One, two" if counted is None else "")
+
+
+def test_all_tokens_counted_is_the_end() -> None:
+    body = json.dumps({"messages": [USER], "max_tokens": 10}).encode()
+    assert ended(continuation(CHAT, body, ONE_TWO, 10)).finishes == ["length"]
+
+
 def test_numbers_and_unknown_fields_stay_as_they_were_written() -> None:
     written = b'"x": [0.10000000000000000001, 123456789012345678901234567890, -0.0, {"y": 1E5}], "top_p": 1.0'
     body = b'{"model": "m", "messages": [{"role": "user", "content": "\\u00e9", "z": 1.50}], %b}' % written

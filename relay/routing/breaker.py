@@ -49,7 +49,7 @@ class Breakers:
             self._circuits.pop(worker_id, None)
 
     def ended_unknown(self, worker_id: str) -> None:
-        """A request there ended without telling anything, as when its client went away: another one may try."""
+        """The one that tried ended without telling anything, as when its client went away: another one may try."""
         if self._circuits and (circuit := self._circuits.get(worker_id)) is not None:
             circuit.is_probed = False
 
@@ -69,10 +69,12 @@ class Breakers:
             circuit is not None and circuit.opens_again_at > 0 and (circuit.opens_again_at > now or circuit.is_probed)
         )
 
-    def chosen(self, worker_id: str) -> None:
-        """A request goes there; to a half-open circuit, as the only one."""
+    def chosen(self, worker_id: str) -> bool:
+        """A request goes there. Whether it is the one that tries a half-open circuit."""
         if self._circuits and (circuit := self._circuits.get(worker_id)) is not None and circuit.opens_again_at:
-            circuit.is_probed = True
+            was_probed, circuit.is_probed = circuit.is_probed, True
+            return not was_probed
+        return False
 
     def open_ones(self, now: float) -> dict[str, float]:
         """Worker id -> seconds until it is tried again, for the admin API."""

@@ -32,13 +32,14 @@ WRONG_BELOW: Final = 0.5
 class Placing:
     """Where a flight is, and what was thought when it was sent there."""
 
-    __slots__ = ("cached", "replica", "time", "to_prefill", "total")
+    __slots__ = ("cached", "is_probe", "replica", "time", "to_prefill", "total")
 
     def __init__(self, replica: Replica, total: int, cached: int, time: int) -> None:
         self.replica = replica
         self.total = total  # bytes of the prompt
         self.cached = cached  # bytes of it that were thought to be cached
         self.time = time  # when the last of those was last sent (PrefixTree)
+        self.is_probe = False  # it tries a replica that has failed again and again
         self.to_prefill = total - cached  # 0 once its first token is here
 
 
@@ -162,7 +163,7 @@ class Router:
         if placing.to_prefill:
             self._pending[worker_id] = self._pending.get(worker_id, 0) + placing.to_prefill
             self._speeds.sent(worker_id, placing.to_prefill)
-        self._breakers.chosen(worker_id)
+        placing.is_probe = self._breakers.chosen(worker_id)
 
     def has_begun(self, placing: Placing) -> None:
         """Its answer has begun: the prompt is read."""
@@ -182,7 +183,8 @@ class Router:
             self.in_flight[worker_id] = left
         else:
             del self.in_flight[worker_id]
-        self._breakers.ended_unknown(worker_id)
+        if placing.is_probe:
+            self._breakers.ended_unknown(worker_id)
 
     # -- what is learned -------------------------------------------------------------------------------------------
 

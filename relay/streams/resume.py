@@ -27,6 +27,8 @@ class Continuation:
     said: Said
     wants_usage: bool
     wants_continuous_usage: bool
+    uncounted: str = ""
+    """The text whose tokens matter but were only estimated: to be counted, and ``continuation`` to be asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,13 @@ class Unresumable:
     reason: str
 
 
-def continuation(route: str, body: bytes, passed: Sequence[bytes]) -> Continuation | Ending | Unresumable:
-    """``body``: the client's own, also when the stream breaks again. ``passed``: whole events, all that it has got."""
+def continuation(
+    route: str, body: bytes, passed: Sequence[bytes], counted: int | None = None
+) -> Continuation | Ending | Unresumable:
+    """``body``: the client's own, also when the stream breaks again. ``passed``: whole events, all that it has got.
+
+    ``counted``: the tokens of the text in them, if somebody has counted them.
+    """
     if route not in (CHAT, COMPLETION):
         return Unresumable(f"an answer of {route} cannot")
     try:
@@ -59,10 +66,15 @@ def continuation(route: str, body: bytes, passed: Sequence[bytes]) -> Continuati
         return Continuation(body, said, wants_usage=True, wants_continuous_usage=True)
     if why := why_not(route, fields, said):
         return Unresumable(why)
-    return _go_on(route, raw, fields, said)
+    is_estimated = counted is None and not said.has_continuous_usage
+    if counted is not None:
+        said.tokens = max(said.tokens, counted)  # an event may have several tokens, but hardly less than one
+    return _go_on(route, raw, fields, said, is_estimated=is_estimated)
 
 
-def _go_on(route: str, raw: RawObject, fields: dict[str, Any], said: Said) -> Continuation | Ending | Unresumable:
+def _go_on(
+    route: str, raw: RawObject, fields: dict[str, Any], said: Said, *, is_estimated: bool
+) -> Continuation | Ending | Unresumable:
     try:
         left = tokens_left(route, fields, said.tokens)
     except ValueError as error:
@@ -78,6 +90,7 @@ def _go_on(route: str, raw: RawObject, fields: dict[str, Any], said: Said) -> Co
         said,
         wants_usage=wants_usage or said.has_continuous_usage,
         wants_continuous_usage=said.has_continuous_usage,
+        uncounted=said.text if is_estimated and (left or wants_usage) else "",
     )
 
 

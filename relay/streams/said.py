@@ -16,8 +16,9 @@ class Said:
     """Of all choices together where nothing else is said; ``text`` and ``tokens`` mean something for one choice only.
 
     ``tokens`` are those of ``text``: by the stream's own continuous usage where it has that, else by its events. vLLM
-    sends one event a token, and several tokens in one only where a client reads slowly, for speculative decoding or by
-    ``stream_interval``; SGLang sends none for a token without text. So without usage it may be less than the truth. It
+    sends one event a token, but several tokens in one where its HTTP server is slower than its engine, for speculative
+    decoding or by ``stream_interval``; SGLang sends none for a token without text. So without usage it may be less than
+    the truth, and is counted before the stream goes on (relay/tally.py). It
     may be more by the few tokens that came again: where vLLM's text lags behind its tokens because of stop strings, and
     where a stream that broke twice did so in the middle of a character.
     """

@@ -159,7 +159,7 @@ class Exchange:
         A whole head is heard, and then each piece of the body: what only comes with them (interim answers, half a head,
         the extensions of chunks) would let a worker go on for ever without an answer.
         """
-        if self.heard:
+        if self.heard or not self.is_sent:  # who is still being told what to do has nothing to say
             self.heard = False
             self._silent_s = 0.0
             return
