@@ -99,10 +99,10 @@ def is_own_name(host: bytes, node: str) -> bool:
     """Whether a ``Host`` header names this machine, or an address. Another name may be a web page's, which its owner
     lets point here for a moment (DNS rebinding).
     """
-    name = (urlsplit(f"//{host.decode('latin-1')}").hostname or "").lower()
-    if name in ("", "localhost", node) or name.split(".")[0] == node.split(".", maxsplit=1)[0]:
-        return True
     try:
+        name = (urlsplit(f"//{host.decode('latin-1')}").hostname or "").lower()
+        if name in ("", "localhost") or name.partition(".")[0] == node.partition(".")[0]:
+            return True
         ip_address(name)
     except ValueError:
         return False

@@ -150,9 +150,15 @@ async def test_a_worker_that_is_gone_is_replaced_by_the_provider() -> None:
     assert answer.headers["x-ichat-attempts"] == "2"
 
 
-async def test_an_engines_own_error_is_passed_on() -> None:
+async def test_an_engine_that_fails_is_replaced_too() -> None:
     async with border(Provider(), BROKEN, **FALL) as gate:
-        assert (await ask(gate)).status_code == 500
+        assert said(await ask(gate)) == "from afar"
+
+
+async def test_without_a_fallback_the_engines_own_error_is_passed_on() -> None:
+    async with border(Provider(), BROKEN) as gate:
+        answer = await ask(gate)
+    assert (answer.status_code, answer.text) == (500, "oops")
 
 
 async def test_no_ready_replica_is_replaced_and_streams_too() -> None:

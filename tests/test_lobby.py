@@ -259,6 +259,17 @@ async def test_a_model_whose_workers_go_answers_all_who_wait() -> None:
         assert {answer.status_code for answer in await asyncio.gather(*tasks)} == {404}
 
 
+async def test_a_replica_that_is_away_for_a_moment_empties_no_queue() -> None:
+    async with busy_door() as (gate, worker):
+        tasks = await queue(gate, "a", "b")
+        gate.registry.mark_unreachable("w1", "one probe failed")
+        gate.lobby.call_next()
+        assert waiting(gate) == 2
+        gate.registry.mark_reachable("w1")
+        worker.answer(3)
+        assert {answer.status_code for answer in await asyncio.gather(*tasks)} == {200}
+
+
 async def test_another_replica_takes_those_who_wait() -> None:
     async with busy_door() as (gate, worker):
         tasks = await queue(gate, "a")
