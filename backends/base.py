@@ -87,6 +87,7 @@ class BaseBackend(ABC):
         self.adapters = Adapters(self, status, arguments.names, changing)
         self.control = LifeControl(self, status, doors.wait_idle, arguments.drain_timeout, changing)
         self._doors = doors
+        self._strangers = set(psutil.Process().children(recursive=True))  # none of the engine's
         self._inner: InnerClient | None = None
         self._lost: IChatError | None = None
         self._stop_requested = asyncio.Event()
@@ -280,15 +281,14 @@ class BaseBackend(ABC):
         except Exception as error:
             # It is ending anyway: what the engine did not end in order is killed below.
             logger.warning("engine_stop_failed", error=f"{type(error).__name__}: {error}")
-        await asyncio.to_thread(kill_children)
+        await asyncio.to_thread(self.kill_engine_processes)
         if self._sock is not None:
             self._sock.close()
 
-
-def kill_children() -> None:
-    """Ends every process below this one: no engine outlives its worker."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(children, timeout=5)
+    def kill_engine_processes(self) -> None:
+        """Ends every process below this one that was not there before: no engine outlives its worker. Blocks."""
+        children = [child for child in psutil.Process().children(recursive=True) if child not in self._strangers]
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=5)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from backends import cpu_shims
-from backends.base import ASGIApp, BaseBackend, Doors, EngineDied, kill_children
+from backends.base import ASGIApp, BaseBackend, Doors, EngineDied
 from backends.complaints import one_sentence
 from backends.engine_arguments import check_model_folder, given_options
 from backends.engine_thread import EngineThread
@@ -132,5 +132,5 @@ class EngineBackend(BaseBackend):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOADING_EXIT_S):
                 while self._thread.is_busy:
-                    await asyncio.to_thread(kill_children)
+                    await asyncio.to_thread(self.kill_engine_processes)
                     await asyncio.sleep(LOADING_POLL_S)
