@@ -8,6 +8,7 @@ from typing import Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from relay.headers import Header
+from relay.known_head import KnownHead
 
 DISCARD_FACTOR: Final = 4
 """A body over the limit is read and thrown away up to this many times the limit, so that the client, which sends
@@ -24,7 +25,7 @@ class Call:
 
     __slots__ = ("_body", "_chunked", "_head", "_left", "_limit", "_on_end", "_size", "_transport", "disconnected",
                  "expects_continue", "first_byte_at", "headers", "hold", "is_full", "is_old_http", "is_too_large",
-                 "keep_alive", "response_complete", "route", "started", "target")  # fmt: skip
+                 "keep_alive", "known", "response_complete", "route", "started", "target")  # fmt: skip
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Call:
         self.target = target  # path and query, as the client wrote them
         self.headers = headers  # names in lower case
         self.keep_alive = True  # its connection is for others after it; uvicorn's shutdown takes that back
+        self.known: KnownHead | None = None  # its head, if that is one that came before
         self.is_old_http = False  # HTTP/1.0 knows no chunks
         self.expects_continue = False
         self.is_too_large = False

@@ -11,7 +11,7 @@ from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, WorkerRegistry
 from relay.flight import Flight
-from relay.headers import Header, is_event_stream, request_head, to_worker
+from relay.headers import Header, is_event_stream, lines_to_worker, request_head, to_worker
 from relay.providers.fallbacks import rename
 from relay.routing.breaker import Breakers
 from relay.routing.router import Placing, Router
@@ -70,12 +70,9 @@ class Dispatcher:
         flight.worker = replica.worker_id
         flight.sent_at = time.perf_counter()
         call, address = flight.call, (replica.host, replica.port)
-        headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
-        if flight.trace is not None:
-            headers = flight.trace.replace(headers)
         upload = flight.upload
         length = len(flight.body) if upload is None else upload.length
-        head = request_head(call.target, address, headers, flight.id, length)
+        head = request_head(call.target, address, forwarded(flight), flight.id, length)
         flight.exchange = self._upstream.open(address, head, flight.body, flight, is_fresh=is_final(flight))
         if upload is not None:
             upload.go_to(flight.exchange)
@@ -286,6 +283,20 @@ class Dispatcher:
             flight.owner.fail(flight, error)
         except Exception as error:
             flight.owner.crash(flight, error)
+
+
+def forwarded(flight: Flight) -> bytes:
+    """The lines of its head that a worker gets; of a head that is known, made once."""
+    call = flight.call
+    if call.known is not None and call.known.forwarded and flight.trace is None:
+        return call.known.forwarded
+    headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
+    if flight.trace is not None:
+        return lines_to_worker(flight.trace.replace(headers))
+    made = lines_to_worker(headers)
+    if call.known is not None:
+        call.known.forwarded = made
+    return made
 
 
 def is_final(flight: Flight) -> bool:

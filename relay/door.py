@@ -12,6 +12,7 @@ import httptools
 
 from relay.call import Call
 from relay.headers import Header
+from relay.known_head import KnownHead
 from relay.request import body_timeout, body_too_large
 from utils.errors import ApiError, BadRequest
 from utils.logger import EventLogger
@@ -20,6 +21,8 @@ from utils.server import KEEP_ALIVE_S, HttpProtocol
 MAX_HEAD_BYTES: Final = 64 * 1024
 """A client whose request line and headers are longer than this, and one read, is refused; as is one that sends so much
 within a body without a byte of it: trailers, extensions of chunks."""
+MAX_LEARNED: Final = 8
+"""Heads of a connection that are learned, each instead of the one before."""
 BODY_PIECE_BYTES: Final = 64 * 1024
 """What is to come within ``body_timeout_s``, or all that is left: who sends a byte now and then is not waited for."""
 LAST_READ_S: Final = 30.0
@@ -83,6 +86,8 @@ class Door(HttpProtocol):
         self._bare = 0  # bytes since it began, or since the last byte of its body; -1: that was in the last read
         self._fresh = 0  # bytes of its body since the client was last given time
         self._unparsed = 0  # bytes of a body that the parser leaves to us
+        self._known: KnownHead | None = None
+        self._learns = MAX_LEARNED
         # One timer a connection, moved on when it fires: cheaper than one for every request.
         self._due = 0.0  # the loop's time by which the client must have done something; 0: it need not
         self._timer: asyncio.TimerHandle | None = None
@@ -118,6 +123,43 @@ class Door(HttpProtocol):
             self._relay.make_room(self._call)
 
     def data_received(self, data: bytes) -> None:
+        known = self._known
+        if known is not None and not (self._incomplete or self._unparsed or self._is_deaf) and self._has_room():
+            body = known.body_of(data)
+            if body is not None and len(body) <= self._relay.max_body:
+                self._serve_known(known, body)
+                return
+        self._parse(data)
+        if self._learns and self._call is not None and not self._incomplete:
+            self._learn(data, self._call)
+
+    def _has_room(self) -> bool:
+        """Whether a request may begin now."""
+        return self._is_free and not (self.flow.write_paused or self.transport.is_closing())
+
+    def _learn(self, data: bytes, call: Call) -> None:
+        """From a request that the parser has read; not for ever from a client whose heads all differ."""
+        self._learns -= 1
+        if call.known is None and call.keep_alive and not call.is_old_http and call.route not in self._relay.uploads:
+            self._known = KnownHead.of(data, call.route, call.target, call.headers)
+
+    def _serve_known(self, known: KnownHead, body: bytes) -> None:
+        """As the parser's callbacks do, one after the other."""
+        call = Call(
+            self.transport, self.on_response_complete, self._hold, known.route, known.target, known.headers,
+            self._relay.max_body,
+        )  # fmt: skip
+        call.known = known
+        self.cycle = call  # type: ignore[assignment]
+        self._call = call
+        self._in_body = False
+        self._due = 0.0
+        self._relay.accept(call)
+        if not call.response_complete:
+            call.add(body)
+            self._relay.serve(call)
+
+    def _parse(self, data: bytes) -> None:
         while data and not self._is_deaf:
             if self._unparsed:
                 data = self._take_unparsed(data)

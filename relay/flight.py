@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from relay.access import NOBODY
 from relay.admission.limits import UNLIMITED
 from relay.call import Call
-from relay.headers import Header, is_event_stream, lines, request_id, to_client
+from relay.headers import Header, is_event_stream, request_id, to_client
 from relay.request import NO_FIELDS
 from relay.streams.resume import Continuation
 from relay.streams.tape import Tape
@@ -131,7 +131,7 @@ class Flight:
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
         self.owner = owner
-        self.headers = dict(call.headers)
+        self.headers = dict(call.headers) if call.known is None else call.known.by_name
         self.id = request_id(self.headers)
         self.arrived = time.perf_counter()
 
@@ -144,7 +144,7 @@ class Flight:
             self.queued_s * 1000,
         )
         if self.grant is not UNLIMITED:
-            own += lines(self.grant.headers())
+            own += self.grant.lines()
         if self.decision:
             own += b"x-ichat-decision: %b\r\n" % self.decision
         return own

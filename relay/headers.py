@@ -30,7 +30,7 @@ NOT_TO_CLIENTS: Final = frozenset(
         b"set-cookie",
     }
 )  # fmt: skip
-CHUNKED: Final = b"\r\ntransfer-encoding: chunked\r\n\r\n"
+CHUNKED: Final = b"transfer-encoding: chunked\r\n\r\n"
 MAX_REQUEST_ID: Final = 200
 
 
@@ -50,17 +50,18 @@ def to_worker(headers: list[Header], connection: bytes) -> list[Header]:
     return [header for header in headers if header[0] not in named]
 
 
-def request_head(
-    target: bytes, address: tuple[str, int], headers: Iterable[Header], request: bytes, length: int
-) -> bytes:
-    """Request line and headers of a POST to a worker, with the blank line. ``length`` below 0: it comes in chunks."""
+def request_head(target: bytes, address: tuple[str, int], more: bytes, request: bytes, length: int) -> bytes:
+    """Request line and headers of a POST to a worker, with the blank line. ``more``: of ``lines_to_worker``. ``length``
+    below 0: the body comes in chunks.
+    """
     host = f"{url_host(address[0])}:{address[1]}".encode()
-    lines = [b"POST ", target, b" HTTP/1.1\r\nhost: ", host, b"\r\nx-request-id: ", request]
-    for name, value in headers:
-        if name not in NOT_TO_WORKERS:
-            lines += (b"\r\n", name, b": ", value)
-    lines.append(b"\r\ncontent-length: %d\r\n\r\n" % length if length >= 0 else CHUNKED)
-    return b"".join(lines)
+    framing = b"content-length: %d\r\n\r\n" % length if length >= 0 else CHUNKED
+    return b"POST %b HTTP/1.1\r\nhost: %b\r\nx-request-id: %b\r\n%b%b" % (target, host, request, more, framing)
+
+
+def lines_to_worker(headers: Iterable[Header]) -> bytes:
+    """Those of the client's headers that are the worker's business, as they are written."""
+    return lines(header for header in headers if header[0] not in NOT_TO_WORKERS)
 
 
 def to_client(headers: Iterable[Header]) -> list[Header]:

@@ -11,7 +11,7 @@ from relay.upstream.exchange import Address, Exchange, UpstreamError
 from relay.upstream.pool import Upstream
 
 TARGET: Final = b"/v1/tokenize"
-HEADERS: Final = ((b"content-type", b"application/json"),)
+HEADERS: Final = b"content-type: application/json\r\n"
 LIMIT_S: Final = 5.0
 """An engine that is asked by many others at once, too, has counted by then; a client waits for it."""
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024

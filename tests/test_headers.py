@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.headers import lines, request_head, request_id, to_client
+from relay.headers import lines, lines_to_worker, request_head, request_id, to_client
 from tests.doubles import PATIENT
 
 ADDRESS = ("127.0.0.1", 8001)
 
 
 def head(*headers: tuple[bytes, bytes], target: bytes = b"/v1/x", address: tuple[str, int] = ADDRESS) -> list[bytes]:
-    return request_head(target, address, headers, b"req-1", 12).split(b"\r\n")
+    return request_head(target, address, lines_to_worker(headers), b"req-1", 12).split(b"\r\n")
 
 
 def test_a_head_is_a_request_line_headers_and_a_blank_line() -> None:

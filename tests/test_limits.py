@@ -11,7 +11,7 @@ from limits import RateLimitItemPerMinute
 from limits.strategies import MovingWindowRateLimiter
 
 from config.settings import ClientKey
-from relay.admission.limits import TOKENS_PER_MEDIUM, UNLIMITED, Limits, duration, estimate_tokens
+from relay.admission.limits import TOKENS_PER_MEDIUM, UNLIMITED, Limits, duration, estimate_tokens, headers_of
 from relay.admission.windows import SLICES, KeyLimit, KnownWindowRateLimiter, SlicedWindows
 from tests.doubles import PATIENT
 from utils.errors import TooManyRequests
@@ -113,7 +113,7 @@ def test_what_was_not_used_is_free_again() -> None:
     desk.clock.now += 5
     assert of(desk.refusal(), "x-ratelimit-remaining-tokens") == "0"
     grant.settle(12)
-    assert dict(grant.headers())[b"x-ratelimit-remaining-tokens"] == b"88"
+    assert dict(headers_of(grant.lines()))[b"x-ratelimit-remaining-tokens"] == b"88"
     desk.admit(new_tokens=78)
     desk.refusal()
 
@@ -122,7 +122,7 @@ def test_what_was_used_beyond_the_estimate_counts() -> None:
     desk = Desk(tokens_per_minute=100)
     grant = desk.admit()
     grant.settle(500)
-    assert dict(grant.headers())[b"x-ratelimit-remaining-tokens"] == b"0"
+    assert dict(headers_of(grant.lines()))[b"x-ratelimit-remaining-tokens"] == b"0"
     desk.refusal()
     desk.clock.now += 60
     desk.admit()
@@ -133,7 +133,7 @@ def test_the_last_word_on_what_was_used_counts() -> None:
     grant = desk.admit()
     for used, left in ((30, b"70"), (30, b"70"), (0, b"100"), (20, b"80")):
         grant.settle(used)
-        assert dict(grant.headers())[b"x-ratelimit-remaining-tokens"] == left
+        assert dict(headers_of(grant.lines()))[b"x-ratelimit-remaining-tokens"] == left
 
 
 def test_what_is_settled_after_its_minute_gives_nothing_back() -> None:
@@ -142,7 +142,7 @@ def test_what_is_settled_after_its_minute_gives_nothing_back() -> None:
     desk.clock.now += 61
     second = desk.admit(new_tokens=40)
     grant.settle(0)
-    assert dict(second.headers())[b"x-ratelimit-remaining-tokens"] == b"50"
+    assert dict(headers_of(second.lines()))[b"x-ratelimit-remaining-tokens"] == b"50"
 
 
 def test_what_was_given_back_does_not_leave_the_window_a_second_time() -> None:
@@ -208,7 +208,7 @@ def test_who_is_refused_for_another_reason_takes_no_place() -> None:
 
 def test_the_headers_are_those_of_openai() -> None:
     desk = Desk(requests_per_minute=60, tokens_per_minute=1000)
-    assert dict(desk.admit(new_tokens=90).headers()) == {
+    assert dict(headers_of(desk.admit(new_tokens=90).lines())) == {
         b"x-ratelimit-limit-requests": b"60",
         b"x-ratelimit-remaining-requests": b"59",
         b"x-ratelimit-reset-requests": b"1m0s",
@@ -219,10 +219,10 @@ def test_the_headers_are_those_of_openai() -> None:
 
 
 def test_a_limit_that_is_not_set_has_no_headers() -> None:
-    assert {name for name, _ in Desk(tokens_per_minute=9999).admit().headers()} == {
+    assert {name for name, _ in headers_of(Desk(tokens_per_minute=9999).admit().lines())} == {
         b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"
     }  # fmt: skip
-    assert Desk(concurrency=1).admit().headers() == []
+    assert Desk(concurrency=1).admit().lines() == b""
 
 
 def test_what_is_refused_has_the_headers_too() -> None:
@@ -248,7 +248,7 @@ def test_a_key_without_limits_has_all_it_wants(limits: dict[str, Any] | None) ->
     for name in ("bob", "", "unknown"):
         grant = Limits(keys).admit(name, BODY, lambda: 10**9)
         assert grant is UNLIMITED
-        assert grant.headers() == []
+        assert grant.lines() == b""
         grant.settle(10**9)
         grant.release()
 

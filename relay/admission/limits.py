@@ -45,10 +45,15 @@ def duration(seconds: float) -> bytes:
     return SOON[whole] if whole < 60 else b"%dm%ds" % divmod(whole, 60)
 
 
+def headers_of(lines: bytes) -> list[Header]:
+    """What stands in lines that we wrote."""
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n") if line)]
+
+
 class Rate:
     """One limit of one key: so many ``units`` (requests or tokens) a minute."""
 
-    __slots__ = ("_clock", "_fixed", "_limiter", "_remaining", "_reset", "_window", "item", "units")
+    __slots__ = ("_clock", "_limiter", "_lines", "_window", "item", "units")
 
     def __init__(self, key: str, units: str, amount: int, windows: SlicedWindows, clock: Clock) -> None:
         self.item = KeyLimit(amount, f"{units}/{key}")
@@ -56,9 +61,11 @@ class Rate:
         self._limiter = KnownWindowRateLimiter(windows, self.item, clock)
         self._window = self._limiter.window
         self._clock = clock
-        self._fixed = (b"x-ratelimit-limit-" + units.encode(), b"%d" % amount)
-        self._remaining = b"x-ratelimit-remaining-" + units.encode()
-        self._reset = b"x-ratelimit-reset-" + units.encode()
+        # OpenAI's three (https://platform.openai.com/docs/guides/rate-limits, "Rate limits in headers").
+        self._lines = b"".join(
+            b"x-ratelimit-%b-%b: %b\r\n" % (what, units.encode(), value)
+            for what, value in ((b"limit", b"%d" % amount), (b"remaining", b"%d"), (b"reset", b"%b"))
+        )
 
     def hit(self, cost: int) -> bool:
         return self._limiter.hit(self.item, cost=cost)
@@ -79,17 +86,12 @@ class Rate:
         """Until at most ``used`` units of the minute are used."""
         return max(0.0, self._window.time_of_room(used) - self._clock())
 
-    def headers(self) -> list[Header]:
-        """OpenAI's three (https://platform.openai.com/docs/guides/rate-limits, "Rate limits in headers"); ``reset``
-        is when all is free again.
-        """
+    def lines(self) -> bytes:
+        """How it stands now, as headers are written; ``reset`` is when all is free again."""
         window, now = self._window, self._clock()
         window.forget(now)
-        return [
-            self._fixed,
-            (self._remaining, b"%d" % max(0, self.item.amount - window.total)),
-            (self._reset, duration(window.time_when_free() - now)),
-        ]
+        left = self.item.amount - window.total
+        return self._lines % (left if left > 0 else 0, duration(window.time_when_free() - now))
 
 
 class Grant:
@@ -97,9 +99,9 @@ class Grant:
 
     __slots__ = ()
 
-    def headers(self) -> list[Header]:
-        """For the answer: what is left of the key's limits now."""
-        return []
+    def lines(self) -> bytes:
+        """For the answer's head: what is left of the key's limits now."""
+        return b""
 
     def settle(self, tokens: int) -> None:
         """What the request really used, by its ``usage``; 0 for one that no worker answered. The last word counts."""
@@ -119,8 +121,8 @@ class LimitedGrant(Grant):
         self._slice = quota.tokens.last_slice() if quota.tokens else 0
         self._is_released = False
 
-    def headers(self) -> list[Header]:
-        return self._quota.headers()
+    def lines(self) -> bytes:
+        return self._quota.lines()
 
     def settle(self, tokens: int) -> None:
         rate, more = self._quota.tokens, tokens - self._tokens
@@ -169,9 +171,9 @@ class Quota:
         self.running += 1
         return LimitedGrant(self, tokens)
 
-    def headers(self) -> list[Header]:
-        headers = self.requests.headers() if self.requests is not None else []
-        return headers + self.tokens.headers() if self.tokens is not None else headers
+    def lines(self) -> bytes:
+        lines = self.requests.lines() if self.requests is not None else b""
+        return lines + self.tokens.lines() if self.tokens is not None else lines
 
     def _too_many(self, rate: Rate, cost: int) -> TooManyRequests:
         allowed = rate.item.amount
@@ -192,7 +194,7 @@ class Quota:
         )
 
     def _refusal(self, message: str, retry_after_s: int | None) -> TooManyRequests:
-        headers = tuple(self.headers())
+        headers = tuple(headers_of(self.lines()))
         return TooManyRequests(message, code="rate_limit_exceeded", retry_after_s=retry_after_s, headers=headers)
 
 
