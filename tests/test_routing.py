@@ -234,7 +234,7 @@ async def test_a_decision_is_explained_on_request() -> None:
     assert {each["worker_id"] for each in told["candidates"]} == {"w1", "w2", "w3"}
     chosen = next(each for each in told["candidates"] if each["worker_id"] == told["worker_id"])
     assert chosen["cached_bytes"] > 1000
-    assert chosen["expected_wait_s"] == min(each["expected_wait_s"] for each in told["candidates"])
+    assert chosen["cost_s"] == min(each["cost_s"] for each in told["candidates"])
     assert str(chosen["cached_bytes"]) in told["reason"]
 
 
