@@ -17,7 +17,7 @@ from relay.routing.policy import (
     at_random,
     cache_aware,
     choose,
-    expected_wait_s,
+    cost_s,
     least_load,
     power_of_two,
     round_robin,
@@ -195,7 +195,16 @@ def test_a_cached_prompt_yields_to_balance() -> None:
 
 
 def test_what_is_still_to_be_read_there_counts() -> None:
-    assert cache_aware(cached_at("ab", {}, {"a": 4000}, pending={"a": 8000})).worker_id == "b"
+    assert cache_aware(cached_at("ab", {}, {"a": 4000}, pending={"a": 12000})).worker_id == "b"
+
+
+def test_who_shares_a_prompt_that_is_being_read_waits_for_it() -> None:
+    """Instead of having it read once more, which would take as long, and keep others back."""
+    assert cache_aware(cached_at("ab", {"a": 1}, {"a": 7500}, pending={"a": 8000})).worker_id == "a"
+
+
+def test_a_replica_that_reads_much_already_gets_no_more_of_the_same() -> None:
+    assert cache_aware(cached_at("ab", {"a": 3}, {"a": 7500}, pending={"a": 20000})).worker_id == "b"
 
 
 def test_a_faster_replica_is_preferred() -> None:
@@ -209,10 +218,10 @@ def test_of_equals_the_one_that_got_fewest_so_far() -> None:
 
 @PATIENT
 @given(st.lists(IDS, unique=True, min_size=2), LOADS, SHARES)
-def test_the_expected_wait_is_least_among_those_in_balance(ids: list[str], loads: dict[str, int], share: Share) -> None:
+def test_the_cost_is_least_among_those_in_balance(ids: list[str], loads: dict[str, int], share: Share) -> None:
     seen = view(ids, loads, random.Random(1), share=share)
     chosen = cache_aware(seen)
     limit = 2 * min(map(seen.load, seen.replicas)) + SLACK
     fitting = [replica for replica in seen.replicas if seen.load(replica) <= limit]
     assert chosen in fitting
-    assert expected_wait_s(seen, chosen) == min(expected_wait_s(seen, replica) for replica in fitting)
+    assert cost_s(seen, chosen) == min(cost_s(seen, replica) for replica in fitting)

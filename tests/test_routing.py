@@ -1,5 +1,6 @@
 """The configured policy, seen from a client."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -10,7 +11,8 @@ import pytest
 
 from config.settings import ModelRouting, PolicyName, RoutingSettings
 from tests.relay_double import MODEL, Gate, door
-from tests.scripted import OK, answering, scripted
+from tests.scripted import OK, answering, read_request, scripted
+from tests.support import chat_body
 
 pytestmark = pytest.mark.anyio
 
@@ -137,6 +139,88 @@ async def test_what_the_engine_says_of_its_cache_is_believed(told: int, believed
         assert (await thought_to_be_cached(PROMPT) > believed) == (believed > 0)  # and with it goes what is older
 
 
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+WORD = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": null}]}\n\n'
+LAST = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+class Reading:
+    """Workers that tell the head of a stream at once, as vLLM does, and read the prompt then."""
+
+    def __init__(self) -> None:
+        self.heads: asyncio.Queue[None] = asyncio.Queue()
+        self.has_read = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def script(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(HEAD)
+        self.heads.put_nowait(None)
+        await self.has_read.wait()
+        writer.write(b"%x\r\n%b\r\n" % (len(WORD), WORD))
+        await self.may_end.wait()
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(LAST), LAST))
+        await reader.read()
+
+
+async def test_a_prompt_is_read_when_the_first_word_comes_not_with_the_head() -> None:
+    reading = Reading()
+    async with AsyncExitStack() as stack:
+        gate = await stack.enter_async_context(door())
+        for worker_id in ("w1", "w2"):
+            _, address = await stack.enter_async_context(scripted(reading.script))
+            gate.add(worker_id, address)
+        _, address = await stack.enter_async_context(scripted(answering(*[OK] * 9)))
+        gate.add("quick", address, model="other")
+
+        asking = []
+        for prompt in (PROMPT * 10, "short"):
+            asking.append(asyncio.create_task(stream_from(gate, prompt)))
+            await reading.heads.get()
+        await gate.http.post("/v1/chat/completions", json=chat_body("other"))  # by then the heads were looked at
+        asking.append(asyncio.create_task(stream_from(gate, "also short")))
+        await reading.heads.get()
+        assert max(waits_for(gate)) > min(waits_for(gate)) + 1
+        reading.has_read.set()
+        reading.may_end.set()
+        workers = [await each for each in asking]
+    assert workers[2] == workers[1] != workers[0]
+
+
+def waits_for(gate: Gate) -> list[float]:
+    """What the last request was thought to wait at each worker, in seconds."""
+    return [each["expected_wait_s"] for each in gate.router.decisions.last(MODEL)[0]["candidates"]]
+
+
+async def stream_from(gate: Gate, prompt: str) -> str:
+    """The worker that it came from."""
+    answer = await gate.chat(stream=True, messages=[{"role": "user", "content": prompt}])
+    assert answer.content.endswith(b"data: [DONE]\n\n")
+    return str(answer.headers["x-ichat-worker"])
+
+
+async def test_a_prompt_that_was_read_keeps_nobody_away() -> None:
+    reading = Reading()
+    reading.has_read.set()
+    async with AsyncExitStack() as stack:
+        gate = await stack.enter_async_context(door())
+        for worker_id in ("w1", "w2"):
+            _, address = await stack.enter_async_context(scripted(reading.script))
+            gate.add(worker_id, address)
+        body = chat_body(MODEL, PROMPT * 10, stream=True)
+        async with gate.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            pieces = answer.aiter_bytes()
+            await anext(pieces)  # its first word
+            assert gate.router.in_flight == {answer.headers["x-ichat-worker"]: 1}
+            other = asyncio.create_task(stream_from(gate, "short"))
+            await reading.heads.get()
+            await reading.heads.get()
+            assert max(waits_for(gate)) < 1
+            reading.may_end.set()
+            await other
+            assert [piece async for piece in pieces]
+
+
 async def test_a_decision_is_explained_on_request() -> None:
     async with three_workers() as gate:
         await worker_for(gate, PROMPT)
@@ -150,7 +234,7 @@ async def test_a_decision_is_explained_on_request() -> None:
     assert {each["worker_id"] for each in told["candidates"]} == {"w1", "w2", "w3"}
     chosen = next(each for each in told["candidates"] if each["worker_id"] == told["worker_id"])
     assert chosen["cached_bytes"] > 1000
-    assert chosen["expected_wait_s"] == min(each["expected_wait_s"] for each in told["candidates"])
+    assert chosen["cost_s"] == min(each["cost_s"] for each in told["candidates"])
     assert str(chosen["cached_bytes"]) in told["reason"]
 
 

@@ -5,14 +5,14 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from relay.routing.policy import View, expected_wait_s
+from relay.routing.policy import View, cost_s, expected_wait_s
 from relay.routing.prefix import Share
 
 MAX_CANDIDATES: Final = 16
 """That are told of one decision: an answer's header has to stay short, and a list in memory too."""
 
-Candidates = tuple[tuple[str, int, int, float], ...]
-"""(worker id, its requests in flight, bytes of the prompt that it has probably cached, expected wait in seconds)"""
+Candidates = tuple[tuple[str, int, int, float, float], ...]
+"""(worker id, its requests in flight, bytes of the prompt that it has probably cached, expected wait, cost in seconds)"""
 
 
 def candidates_of(view: View) -> Candidates:
@@ -22,6 +22,7 @@ def candidates_of(view: View) -> Candidates:
             view.load(replica),
             view.share.cached.get(replica.worker_id, 0),
             expected_wait_s(view, replica),
+            cost_s(view, replica),
         )
         for replica in view.replicas[:MAX_CANDIDATES]
     )
@@ -53,8 +54,14 @@ class Decision:
             "prompt_bytes": self.share.total,
             "reason": self.reason(),
             "candidates": [
-                {"worker_id": worker_id, "in_flight": load, "cached_bytes": cached, "expected_wait_s": round(wait_s, 4)}
-                for worker_id, load, cached, wait_s in self.candidates
+                {
+                    "worker_id": worker_id,
+                    "in_flight": load,
+                    "cached_bytes": cached,
+                    "expected_wait_s": round(wait_s, 4),
+                    "cost_s": round(total_s, 4),
+                }
+                for worker_id, load, cached, wait_s, total_s in self.candidates
             ],
         }
 
@@ -64,7 +71,7 @@ class Decision:
             return "the only one that could be asked"
         cached = self.share.cached.get(self.worker_id, 0)
         return {
-            "cache_aware": f"its first token is expected soonest, with {cached} of {self.share.total} bytes cached",
+            "cache_aware": f"least to wait, for it and for others, with {cached} of {self.share.total} bytes cached",
             "least_load": "fewest requests in flight",
             "power_of_two": "the less loaded one of two at random",
             "round_robin": "its turn",

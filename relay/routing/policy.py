@@ -18,6 +18,8 @@ SLACK: Final = 4
 """A cached prompt is worth no replica that has this many requests more than twice what the least loaded one has."""
 SHARED_BY: Final = 8
 """Requests in flight that make one more wait for as long as one of them takes: engines batch, but not without end."""
+OTHERS: Final = 1.0
+"""What is to be prefilled keeps those back that come behind it, too: each second of it counts for so many more."""
 GOLDEN: Final = 0.6180339887498949
 """The multiples of the golden ratio, modulo 1, are spread most evenly (Knuth, TAOCP 3, 6.4)."""
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -155,7 +157,8 @@ def rank(view: View, replica: Replica) -> float:
 
 
 def cache_aware(view: View) -> Replica:
-    """The replica where the first token is expected soonest: it has least to prefill, and least to do before.
+    """The replica where the first token is expected soonest, and others are kept back least: it has least to prefill,
+    and least to do before.
 
     Among those that do not have far more to do than the least loaded one. Of equals the one that got fewest so far.
     """
@@ -164,10 +167,19 @@ def cache_aware(view: View) -> Replica:
     for replica in view.replicas:
         if view.load(replica) > limit:
             continue
-        key = (expected_wait_s(view, replica), view.sent.get(replica.worker_id, 0))
+        key = (cost_s(view, replica), view.sent.get(replica.worker_id, 0))
         if key < lowest:
             best, lowest = replica, key
     return best
+
+
+def cost_s(view: View, replica: Replica) -> float:
+    """The expected wait, and what others wait for it. Without this, two that share a prompt and come at the same time
+    would go to different replicas: it takes as long to wait for the first one's prefill as to do it once more.
+    """
+    speed = view.speeds.get(replica.worker_id, UNKNOWN_SPEED)
+    prefill_s = view.share.missing(replica.worker_id) * speed.prefill_s_per_byte / view.weight(replica)
+    return expected_wait_s(view, replica) + OTHERS * prefill_s
 
 
 def expected_wait_s(view: View, replica: Replica) -> float:
