@@ -12,7 +12,7 @@ MAX_CANDIDATES: Final = 16
 """That are told of one decision: an answer's header has to stay short, and a list in memory too."""
 
 Candidates = tuple[tuple[str, int, int, float, float], ...]
-"""(worker id, its requests in flight, bytes of the prompt that it has probably cached, expected wait, cost in seconds)"""
+"""(worker id, its requests in flight, bytes of the prompt that it has probably cached, expected wait and cost in s)"""
 
 
 def candidates_of(view: View) -> Candidates:
