@@ -5,7 +5,7 @@ data plane's requests go from its parser straight to the relay, and their answer
 """
 
 import asyncio
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
@@ -13,8 +13,9 @@ import httptools
 from relay.call import Call
 from relay.headers import Header
 from relay.known_head import KnownHead
+from relay.relaying import Relaying
 from relay.request import body_timeout, body_too_large
-from utils.errors import ApiError, BadRequest
+from utils.errors import BadRequest
 from utils.logger import EventLogger
 from utils.server import KEEP_ALIVE_S, HttpProtocol
 
@@ -36,33 +37,6 @@ NO_HTTP: Final = "This is no valid HTTP request."
 NO_PATH: Final = "The request names no valid path."
 
 logger = EventLogger("relay")
-
-
-class Relaying(Protocol):
-    """Who answers the calls. Every accepted call is served, refused or lost, once."""
-
-    routes: frozenset[str]
-    uploads: frozenset[str]  # those of them whose bodies are taken piece by piece
-    max_body: int  # bytes
-    body_timeout_s: float
-
-    def accept(self, call: Call) -> None:
-        """A call's head is here. One that is not to be served is answered now, before its body is taken."""
-
-    def feed(self, call: Call) -> None:
-        """A piece of an upload's body is here: ``call.take``."""
-
-    def serve(self, call: Call) -> None:
-        """Its body is here too."""
-
-    def refuse(self, call: Call, error: ApiError) -> None:
-        """Its body is not what it should be."""
-
-    def lose(self, call: Call) -> None:
-        """Its client has gone, at any time before the answer's end."""
-
-    def make_room(self, call: Call) -> None:
-        """Its client reads again: ``is_full`` is over."""
 
 
 class StopParsing(Exception):
