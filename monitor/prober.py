@@ -61,7 +61,7 @@ class Prober:
         try:
             await self._connect(host, port)
         except ConnectionRefusedError:
-            self._report(worker, f"{host}:{port} refused the connection: its process is gone")
+            self._report(worker, f"{host}:{port} refused the connection: its process is gone", is_gone=True)
         except TimeoutError:
             self._report(worker, f"{host}:{port} did not accept a connection within {CONNECT_TIMEOUT_S:g} s")
         except (OSError, UnicodeError) as error:  # UnicodeError: no possible host name
@@ -72,9 +72,9 @@ class Prober:
         finally:
             self._busy.discard(worker.id)
 
-    def _report(self, worker: Worker, reason: str) -> None:
+    def _report(self, worker: Worker, reason: str, *, is_gone: bool = False) -> None:
         if worker.unreachable != reason:
-            self._registry.mark_unreachable(worker.id, reason)
+            self._registry.mark_unreachable(worker.id, reason, is_gone=is_gone)
 
 
 async def try_connection(host: str, port: int) -> None:

@@ -46,6 +46,7 @@ class Worker:
     last_beat: float | None = None  # None: spawned, and has not beaten yet
     managed: bool = False
     unreachable: str = ""  # why a connection to it failed, until one succeeds
+    gone_since: float | None = None  # the last beat of a process that listens no more: who does then is another one
     verdict: WorkerState | None = None  # what the gateway knows better than the last beat
     verdict_reason: str = ""
     restarts: int = 0
@@ -167,12 +168,18 @@ class WorkerRegistry:
         """The gateway knows the worker's state better than its last beat does. The next beat takes this back."""
         self._change(worker_id, verdict=state, verdict_reason=reason)
 
-    def mark_unreachable(self, worker_id: str, reason: str) -> None:
-        """A connection to the worker failed: it is not routed to until one succeeds."""
-        self._change(worker_id, unreachable=reason)
+    def mark_unreachable(self, worker_id: str, reason: str, *, is_gone: bool = False) -> None:
+        """A connection to the worker failed: it is not routed to until one succeeds. ``is_gone``: nobody listens."""
+        worker = self._workers.get(worker_id)
+        knows_itself = worker is not None and worker.beat.pid is not None
+        gone_since = worker.last_beat if worker is not None and is_gone and knows_itself else None
+        self._change(worker_id, unreachable=reason, gone_since=gone_since)
 
     def mark_reachable(self, worker_id: str) -> None:
-        self._change(worker_id, unreachable="")
+        """A connection succeeded. Where nobody listened before, a new process does, whose own beat says how it is."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and (worker.gone_since is None or worker.gone_since != worker.last_beat):
+            self._change(worker_id, unreachable="", gone_since=None)
 
     def expire(self, now: float) -> None:
         """Workers whose beats stopped become unhealthy; foreign ones that have been gone for long are forgotten."""

@@ -248,7 +248,8 @@ class Dispatcher:
     def _note_failure(self, flight: Flight, replica: Replica, error: UpstreamError) -> None:
         if isinstance(error, ConnectFailed):
             self._upstream.forget((replica.host, replica.port))
-            self._registry.mark_unreachable(replica.worker_id, f"{replica.host}:{replica.port} {error}")
+            reason = f"{replica.host}:{replica.port} {error}"
+            self._registry.mark_unreachable(replica.worker_id, reason, is_gone=error.refused)
         self._fail_circuit(replica)
         self._metrics.worker_error(replica.worker_id, type(error).__name__)
         logger.warning(

@@ -249,3 +249,34 @@ def test_listeners_hear_of_every_change_with_before_and_after(registry: WorkerRe
     registry.mark_unreachable("w", "refused")
     registry.forget("w")
     assert heard == [("w", None, READY), ("w", READY, UNHEALTHY), ("w", UNHEALTHY, None)]
+
+
+def test_who_listens_where_nobody_did_is_believed_once_it_has_beaten() -> None:
+    registry = WorkerRegistry()
+    registry.upsert(beat("w", pid=1), now=1)
+    registry.mark_unreachable("w", "refused", is_gone=True)
+    registry.mark_reachable("w")  # a new process has opened the port, and loads
+    assert registry.worker("w").state is WorkerState.UNHEALTHY
+    registry.upsert(beat("w", pid=2, state="loading"), now=2)
+    assert registry.worker("w").state is WorkerState.LOADING
+    registry.upsert(beat("w", pid=2), now=3)
+    assert registry.worker("w").state is WorkerState.READY
+
+
+def test_the_same_process_that_listens_again_is_believed_after_its_next_beat() -> None:
+    registry = WorkerRegistry()
+    registry.upsert(beat("w", pid=1), now=1)
+    registry.mark_unreachable("w", "refused", is_gone=True)
+    registry.upsert(beat("w", pid=1), now=2)
+    assert registry.worker("w").state is WorkerState.UNHEALTHY
+    registry.mark_reachable("w")
+    assert registry.worker("w").state is WorkerState.READY
+
+
+@pytest.mark.parametrize(("pid", "is_gone"), [(None, True), (1, False)])
+def test_others_are_believed_as_soon_as_they_are_reached(pid: int | None, is_gone: bool) -> None:
+    registry = WorkerRegistry()
+    registry.upsert(beat("w", pid=pid), now=1)
+    registry.mark_unreachable("w", "away", is_gone=is_gone)
+    registry.mark_reachable("w")
+    assert registry.worker("w").state is WorkerState.READY
