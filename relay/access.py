@@ -80,7 +80,7 @@ class Access:
             if self._node and not is_own_name(headers.get(b"host", b""), self._node):
                 raise Forbidden(f"{closed} (and asked for by this machine's own name or address)")
             return
-        if not hmac.compare_digest(f"sha256:{hashlib.sha256(key_in(headers)).hexdigest()}", expected):
+        if not hmac.compare_digest(hash_of(key_in(headers)), expected):
             raise Unauthorized("the key is wrong or missing: send it as 'Authorization: Bearer KEY'", headers=CHALLENGE)
 
 
@@ -109,9 +109,9 @@ def is_own_name(host: bytes, node: str) -> bool:
     return True
 
 
-def hash_of(key: str) -> str:
+def hash_of(key: str | bytes) -> str:
     """A key as config.yaml holds it. Keys are long and random, so a plain hash is as good as a slow one."""
-    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()}"
 
 
 def key_in(headers: Mapping[bytes, bytes]) -> bytes:

@@ -44,6 +44,10 @@ class Border:
         """All names that may be asked for."""
         return sorted({*self._registry.models(), *self._providers.models()})
 
+    def lists(self, model: str) -> bool:
+        """Whether it is one of them, and not covered by a wildcard: clients can make up any number of those."""
+        return self._registry.route(model) is not None or model in self._providers.models()
+
     def enter(self, flight: Flight) -> None:
         """To the workers, or else the provider, of its model. Raises ApiError."""
         if self._registry.route(flight.model) is not None:
@@ -135,10 +139,6 @@ class Border:
         task = asyncio.get_running_loop().create_task(coroutine)
         flight.cancel_wait = task.cancel  # which also holds the task: the loop does so only weakly
 
-    def lists(self, model: str) -> bool:
-        """Whether a provider has it by its name, not by a wildcard: clients can make up any number of those."""
-        return model in self._providers.models()
-
     async def _wait_for_room(self, flight: Flight) -> None:
         try:
             async with asyncio.timeout(self._room_timeout_s):
@@ -151,7 +151,7 @@ class Border:
         try:
             answer = await call
             flight.worker = worker_id or header_word(answer.model)
-            flight.begin(answer.status, answer.headers)
+            flight.begin(answer.status, answer.headers, streams=answer.events is not None)
             if answer.events is None:
                 flight.pass_on(answer.body or b"", last=True)
             else:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -14,6 +14,7 @@ from relay.flight import Flight
 from relay.headers import Header, is_event_stream, lines_to_worker, request_head, to_worker
 from relay.providers.fallbacks import rename
 from relay.routing.breaker import Breakers
+from relay.routing.policy import untried
 from relay.routing.router import Placing, Router
 from relay.streams.resume import Continuation, Ending, Unresumable, continuation
 from relay.streams.splice import Splice
@@ -36,6 +37,14 @@ BACK_OFF_S: Final = 0.05
 """Before the second attempt at most; twice as long before each further one. Jittered, down to nothing."""
 
 logger = EventLogger("relay")
+
+
+Preference = Callable[[str, Sequence[Replica]], Sequence[Replica]]
+"""(model, its replicas) -> those of them to choose among; none: all."""
+
+
+def all_alike(_: str, replicas: Sequence[Replica]) -> Sequence[Replica]:
+    return replicas
 
 
 class Dispatcher:
@@ -120,7 +129,7 @@ class Dispatcher:
             return
         if streams and flight.call.route in RESUMABLE and self._keep_bytes and not is_encoded(exchange.headers):
             flight.tape = Tape(self._keep_bytes)
-        flight.begin(exchange.status, exchange.headers)
+        flight.begin(exchange.status, exchange.headers, streams=streams)
 
     def _splice(self, flight: Flight, asked: Continuation, exchange: Exchange, *, streams: bool) -> None:
         """Another replica takes a broken stream up, or refuses to."""
@@ -157,14 +166,14 @@ class Dispatcher:
     def _has_another(self, flight: Flight) -> bool:
         return self._may_try(flight) and bool(self._others(flight))
 
-    def _others(self, flight: Flight) -> list[Replica]:
+    def _others(self, flight: Flight) -> Sequence[Replica]:
         """Those that it was not at yet."""
         tried = {*flight.tried, flight.worker}
         try:
             replicas = self._router.replicas(flight.model, flight.call.route)
         except ApiError:  # the last of them has gone
             return []
-        return [replica for replica in replicas if replica.worker_id not in tried]
+        return untried(replicas, tried)
 
     def _may_try(self, flight: Flight) -> bool:
         return flight.attempts - flight.first_attempt < self._max_attempts
@@ -273,13 +282,15 @@ class Dispatcher:
             flight.owner.fail(flight, flight.last_error)
             return
         delay_s = self._rng.random() * BACK_OFF_S * 2 ** (flight.attempts - 1)
-        timer = asyncio.get_running_loop().call_later(delay_s, self._dispatch_again, flight)
+        timer = asyncio.get_running_loop().call_later(delay_s, self.dispatch_waiting, flight)
         flight.cancel_wait = timer.cancel
 
-    def _dispatch_again(self, flight: Flight) -> None:
+    def dispatch_waiting(self, flight: Flight, prefer: Preference = all_alike) -> None:
+        """Of a flight that has waited, so that nobody above hears of an error. ``prefer``: some of the replicas."""
         flight.cancel_wait = None
         try:
-            self.dispatch(flight, self._router.replicas(flight.model, flight.call.route))
+            replicas = self._router.replicas(flight.model, flight.call.route)
+            self.dispatch(flight, prefer(flight.model, replicas) or replicas)
         except ApiError as error:
             flight.owner.fail(flight, error)
         except Exception as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from relay.access import NOBODY
 from relay.admission.limits import UNLIMITED
 from relay.call import Call
-from relay.headers import Header, is_event_stream, request_id, to_client
+from relay.headers import Header, request_id, to_client
 from relay.request import NO_FIELDS
 from relay.streams.resume import Continuation
 from relay.streams.tape import Tape
@@ -18,14 +18,14 @@ from relay.upstream.exchange import Exchange, StreamBroken, UpstreamError
 from utils.errors import ApiError, WorkerBroke
 from utils.logger import EventLogger
 
-MAX_HELD_BYTES: Final = 64 * 1024
-
 if TYPE_CHECKING:
     from relay.routing.router import Placing
     from relay.tracing.context import Trace
 
 MAX_COLLECTED_BYTES: Final = 1024 * 1024
 """Bytes of an answer that is kept until its end: an error, where a stream was asked for."""
+MAX_HELD_BYTES: Final = 64 * 1024
+"""Bytes of an answer that ``Owner.judge`` is shown; a longer one is passed on unseen."""
 
 logger = EventLogger("relay")
 
@@ -191,10 +191,9 @@ class Flight:
         except Exception as error:
             self.owner.crash(self, error)
 
-    def begin(self, status: int, headers: list[Header]) -> None:
-        """An answer for the client. One that was promised a stream gets it as a stream."""
+    def begin(self, status: int, headers: list[Header], *, streams: bool) -> None:
+        """An answer for the client. One that was promised a stream gets it as a stream; ``streams``: it is one."""
         self.has_answer = True
-        streams = status == 200 and is_event_stream(headers)
         if self.is_told:
             self.collected = None if streams else bytearray()
             return
@@ -230,13 +229,11 @@ class Flight:
         self.held = None
         if last and self.owner.judge(self, held[0], self.body_held):
             return True
-        self.begin(*held)
+        self.begin(*held, streams=False)
         return False
 
     def _break(self, tape: Tape, piece: bytes) -> None:
-        if piece:
-            self.pieces += 1
-            self.call.push(piece, last=False)
+        self.pass_on(piece, last=False)
         self.pilot.take_error(self, StreamBroken(tape.reason))
 
     def take_error(self, error: UpstreamError) -> None:

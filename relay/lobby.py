@@ -55,9 +55,6 @@ class Lobby:
         self._sweeper: asyncio.TimerHandle | None = None
         registry.subscribe(self._on_change)
 
-    def knows(self, model: str) -> bool:
-        return self._registry.route(model) is not None
-
     def enter(self, flight: Flight) -> None:
         """Dispatch it, now or when it is its turn. Raises ApiError."""
         model = flight.model
@@ -141,7 +138,7 @@ class Lobby:
 
     def _may_return(self, model: str) -> bool:
         """Whether those who wait go on waiting though no replica is ready: one may be back in a moment."""
-        if not self.knows(model):
+        if self._registry.route(model) is None:
             return False
         away_since = self._away_since.setdefault(model, time.monotonic())
         return time.monotonic() - away_since < GRACE_S
@@ -149,15 +146,8 @@ class Lobby:
     def _dispatch(self, entry: Waiting) -> None:
         flight = entry.flight
         assert flight is not None
-        flight.cancel_wait = None
         flight.queued_s = time.monotonic() - entry.arrived
-        try:
-            replicas = self._router.replicas(flight.model, flight.call.route)
-            self._dispatcher.dispatch(flight, self._free(flight.model, replicas) or replicas)
-        except ApiError as error:
-            flight.owner.fail(flight, error)
-        except Exception as error:
-            flight.owner.crash(flight, error)
+        self._dispatcher.dispatch_waiting(flight, self._free)
 
     # -- every second ----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from relay.flight import Flight
 from relay.lobby import Lobby
 from relay.request import body_too_large, check_content_type, new_tokens_of, parse_fields
 from relay.routes import ROUTES, UPLOADS
+from relay.streams.events import error_event
 from relay.tracing.context import Tracing
 from relay.upload import Upload
 from relay.usage import total_of
@@ -174,10 +175,8 @@ class Relay:
             self._settle(flight)
         status = CLIENT_GONE if call.disconnected else flight.status
         first_byte_at = call.first_byte_at if flight.status == 200 else 0.0
-        known = self._lobby.knows(flight.model) or self._border.lists(
-            flight.model
-        )  # no label for every word that a client makes up
-        self._metrics.observe(flight.model if known else "", call.route, status, flight.arrived, first_byte_at)
+        label = flight.model if self._border.lists(flight.model) else ""  # none for every word that a client makes up
+        self._metrics.observe(label, call.route, status, flight.arrived, first_byte_at)
         if flight.trace is not None:
             flight.trace.end(flight)
         self._lobby.call_next()
@@ -229,7 +228,7 @@ class Relay:
             if flight.has_answer:
                 logger.error("answer_cut", request_id=flight.id.decode(), worker_id=flight.worker, error=error.message)
             if flight.is_event_stream and call.is_open_ended:
-                call.push(b"data: %b\n\n" % error.body(), last=True)
+                call.push(error_event(error), last=True)
         self.end(flight)
 
     def crash(self, flight: Flight, error: Exception) -> None:

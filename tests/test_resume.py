@@ -9,6 +9,7 @@ from relay.streams.events import error_event
 from relay.streams.resume import Continuation, Ending, Unresumable, continuation
 from relay.streams.unresumable import CHAT, COMPLETION, straddles
 from tests.model_double import DONE, REFUSED, View, sse, usage_of
+from utils.errors import WorkerBroke
 
 USER = {"role": "user", "content": "Count."}
 HEAD = {"id": "a", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -305,11 +306,11 @@ def test_a_word_straddles_where_a_text_ends_in_its_beginning(said: str, word: st
 
 
 def test_the_last_event_of_a_stream_that_cannot_go_on_is_openais_error() -> None:
-    [error] = View.of(error_event("worker w broke; it has tools")).errors
+    [error] = View.of(error_event(WorkerBroke("worker w broke; it has tools", code="worker_broke"))).errors
     assert error == {
         "message": "worker w broke; it has tools",
         "type": "server_error",
         "param": None,
         "code": "worker_broke",
     }
-    assert DONE not in error_event("x")
+    assert DONE not in error_event(WorkerBroke("x"))

@@ -11,11 +11,11 @@ MAX_COOLDOWN_FACTOR: Final = 16
 
 @dataclass(slots=True)
 class Circuit:
-    """``failures`` in a row. ``opened``: how often since its last success; ``closed_until_probe``: one is out."""
+    """``failures`` in a row. ``opened``: how often since its last success; ``is_probed``: a try is out."""
 
     failures: int = 0
     opened: int = 0
-    opens_again_at: float = 0.0  # 0: not open
+    half_open_at: float = 0.0  # 0: not open
     is_probed: bool = False
 
 
@@ -37,11 +37,11 @@ class Breakers:
         circuit = self._circuits.setdefault(worker_id, Circuit())
         circuit.failures += 1
         was_probe, circuit.is_probed = circuit.is_probed, False
-        if circuit.failures < self._threshold or (circuit.opens_again_at > now and not was_probe):
+        if circuit.failures < self._threshold or (circuit.half_open_at > now and not was_probe):
             return False
         factor = min(2**circuit.opened, MAX_COOLDOWN_FACTOR)
         circuit.opened += 1
-        circuit.opens_again_at = now + self._cooldown_s * factor
+        circuit.half_open_at = now + self._cooldown_s * factor
         return True
 
     def succeeded(self, worker_id: str) -> None:
@@ -65,13 +65,11 @@ class Breakers:
 
     def is_open(self, worker_id: str, now: float) -> bool:
         circuit = self._circuits.get(worker_id)
-        return (
-            circuit is not None and circuit.opens_again_at > 0 and (circuit.opens_again_at > now or circuit.is_probed)
-        )
+        return circuit is not None and circuit.half_open_at > 0 and (circuit.half_open_at > now or circuit.is_probed)
 
     def chosen(self, worker_id: str) -> bool:
         """A request goes there. Whether it is the one that tries a half-open circuit."""
-        if self._circuits and (circuit := self._circuits.get(worker_id)) is not None and circuit.opens_again_at:
+        if self._circuits and (circuit := self._circuits.get(worker_id)) is not None and circuit.half_open_at:
             was_probed, circuit.is_probed = circuit.is_probed, True
             return not was_probed
         return False
@@ -79,4 +77,4 @@ class Breakers:
     def open_ones(self, now: float) -> dict[str, float]:
         """Worker id -> seconds until it is tried again, for the admin API."""
         circuits = self._circuits.items()
-        return {worker_id: max(0.0, each.opens_again_at - now) for worker_id, each in circuits if each.opens_again_at}
+        return {worker_id: max(0.0, each.half_open_at - now) for worker_id, each in circuits if each.half_open_at}

@@ -55,11 +55,14 @@ Policy = Callable[[View], Replica]
 """One of ``View.replicas``, of which there are at least two."""
 
 
-def choose(policy: Policy, view: View, tried: Collection[str] = (), *, is_local_first: bool = False) -> Replica | None:
-    """``policy``'s choice among the replicas that this request has not failed at; None when none is left."""
-    left = [replica for replica in view.replicas if replica.worker_id not in tried] if tried else view.replicas
-    if is_local_first:
-        left = near(left, view)
+def untried(replicas: Sequence[Replica], tried: Collection[str]) -> Sequence[Replica]:
+    """Those that a request has not failed at."""
+    return [replica for replica in replicas if replica.worker_id not in tried] if tried else replicas
+
+
+def choose(policy: Policy, view: View, *, is_local_first: bool = False) -> Replica | None:
+    """``policy``'s choice; None where there are no replicas."""
+    left = near(view.replicas, view) if is_local_first else view.replicas
     if not left:
         return None
     if len(left) == 1:

@@ -108,12 +108,12 @@ class Router:
             share = tree.share(chain, len(prompt))
         session = session_of(flight.headers, flight.fields) if name == "session" else b""
         turn = self._turns[model] = self._turns.get(model, -1) + 1
-        left = [replica for replica in replicas if replica.worker_id not in flight.tried] if flight.tried else replicas
+        left = policy.untried(replicas, flight.tried)
         view = policy.View(
             self._breakers.allowed(left, time.monotonic()), self.in_flight, self._rng, turn, session,
             self._weights, share, self._pending, self._speeds.by_worker, self._sent, self._node,
         )  # fmt: skip
-        replica = policy.choose(policy.POLICIES[name], view, flight.tried, is_local_first=bool(self._node))
+        replica = policy.choose(policy.POLICIES[name], view, is_local_first=bool(self._node))
         if replica is None:
             return None
         self._explain(flight, name, view, replica)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from utils.errors import WorkerBroke
+from utils.errors import ApiError
 from utils.sse import SSEParser
 
 DONE: Final = "[DONE]"
@@ -172,6 +172,6 @@ def message_of(error: Any) -> str:
     return str(message)[:300]
 
 
-def error_event(message: str) -> bytes:
+def error_event(error: ApiError) -> bytes:
     """The event with which a stream ends that cannot go on. No ``[DONE]`` follows: nobody may take it for whole."""
-    return b"data: %b\n\n" % WorkerBroke(message, code="worker_broke").body()
+    return b"data: %b\n\n" % error.body()
