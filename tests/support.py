@@ -15,6 +15,7 @@ import httpx
 import psutil
 import yaml
 
+from tests.nest import Hatched, the_nest
 from utils.common import port_is_free
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,16 +50,26 @@ def is_running(pid: int) -> bool:
         return False
 
 
-class Program:
-    """A program of this project as a user starts it."""
+def can_hatch(argv: list[str], env: dict[str, str] | None) -> bool:
+    """Whether it may be forked (tests/nest.py): an engine's own children, or Python itself, may look at the start."""
+    return argv[0] in ("gateway.py", "serve.py") and not env and not {"vllm", "sglang"} & set(argv)
 
-    def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None) -> None:
+
+class Program:
+    """A program of this project as a user starts it; ``fresh``: by an interpreter of its own, from the first line."""
+
+    process: subprocess.Popen[bytes] | Hatched
+
+    def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None, *, fresh: bool = False) -> None:
         self.log = log
         with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *argv], cwd=ROOT, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-                env={**os.environ, **(env or {})}, start_new_session=True,
-            )  # fmt: skip
+            if can_hatch(argv, env) and not fresh:
+                self.process = the_nest().start(argv, output.fileno(), dict(os.environ))
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, *argv], cwd=ROOT, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+                    env={**os.environ, **(env or {})}, start_new_session=True,
+                )  # fmt: skip
         self.pid = self.process.pid
 
     def signal(self, number: signal.Signals) -> None:
@@ -80,8 +91,10 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(argv: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[Program]:
-    program = Program(argv, log, env)
+def running(
+    argv: list[str], log: Path, env: dict[str, str] | None = None, *, fresh: bool = False
+) -> Iterator[Program]:
+    program = Program(argv, log, env, fresh=fresh)
     try:
         yield program
     finally:
@@ -141,11 +154,11 @@ def fake_worker(model: str, **more: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, **sections: Any) -> Iterator[tuple[Program, GatewayClient]]:
+def gateway(folder: Path, *, fresh: bool = False, **sections: Any) -> Iterator[tuple[Program, GatewayClient]]:
     """A gateway with its managed workers, and nothing of them left afterwards."""
     config = write_config(folder, **sections)
     port = yaml.safe_load(config.read_text())["server_settings"]["port"]
-    with running(["gateway.py", "--config", str(config)], folder / "gateway.log") as program:
+    with running(["gateway.py", "--config", str(config)], folder / "gateway.log", fresh=fresh) as program:
         client = GatewayClient(port)
         try:
             wait_until(lambda: client.http.get("/health").status_code == 200, "gateway listening")

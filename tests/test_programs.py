@@ -33,7 +33,8 @@ NOTICED_S = 10.0
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayClient]:
     """One gateway with one managed worker, for tests that leave it as it was."""
     folder = tmp_path_factory.mktemp("shared")
-    with gateway(folder, managed_workers=[fake_worker("org/fake", aliases=["nick"])]) as (_, client):
+    workers = [fake_worker("org/fake", aliases=["nick"])]
+    with gateway(folder, fresh=True, managed_workers=workers) as (_, client):
         client.wait_for("org/fake")
         yield client
 
@@ -311,7 +312,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 def test_a_wrong_config_is_a_clear_error_and_code_2(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("managed_worker: []")
-    with running(["gateway.py", "--config", str(config)], tmp_path / "log") as program:
+    with running(["gateway.py", "--config", str(config)], tmp_path / "log", fresh=True) as program:
         assert program.wait() == 2
     assert "did you mean managed_workers?" in program.output()
     assert "Traceback" not in program.output()
@@ -327,7 +328,7 @@ def test_a_gpu_that_is_not_there_is_a_clear_error_and_code_2(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("engine", "code", "said"), [("fake", 0, "--fault-after"), ("vlm", 2, "the backends are")])
 def test_help_of_an_engine(tmp_path: Path, engine: str, code: int, said: str) -> None:
-    with running(["serve.py", f"--help={engine}"], tmp_path / "log") as program:
+    with running(["serve.py", f"--help={engine}"], tmp_path / "log", fresh=True) as program:
         assert program.wait() == code
     assert said in program.output()
 
