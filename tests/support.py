@@ -91,9 +91,7 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(
-    argv: list[str], log: Path, env: dict[str, str] | None = None, *, fresh: bool = False
-) -> Iterator[Program]:
+def running(argv: list[str], log: Path, env: dict[str, str] | None = None, *, fresh: bool = False) -> Iterator[Program]:
     program = Program(argv, log, env, fresh=fresh)
     try:
         yield program

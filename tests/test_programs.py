@@ -274,7 +274,8 @@ def test_a_stopping_worker_finishes_what_is_in_flight(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_everything_with_readers_and_streams_open(tmp_path: Path) -> None:
-    with gateway(tmp_path, managed_workers=[fake_worker("a")]) as (program, client):
+    settings = {"drain_timeout_s": 2}  # more than a half of it is waited for the stream
+    with gateway(tmp_path, server_settings=settings, managed_workers=[fake_worker("a")]) as (program, client):
         found = client.wait_for("a")
         body = chat_body("a", stream=True, fake={"tokens": 10_000, "rate": 20})
         with (
