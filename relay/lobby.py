@@ -17,7 +17,7 @@ from relay.flight import Flight
 from relay.routing.router import Router
 from utils.errors import ApiError
 
-SWEEP_S: Final = 1.0
+SWEEP_S: Final = 1.0  # for whom the time has come in the queue, he hears of it so much later at most
 """How often those who wait are looked after: deadlines, and word to streams of where they stand."""
 
 GRACE_S: Final = 10.0
@@ -42,7 +42,10 @@ class Lobby:
         router: Router,
         dispatcher: Dispatcher,
         metrics: RelayMetrics,
+        *,
+        sweep_s: float = SWEEP_S,
     ) -> None:
+        self._sweep_s = sweep_s
         self.admission: Admission[Waiting] = Admission(settings, registry.route, metrics)
         self._settings = settings
         self._registry = registry
@@ -91,7 +94,7 @@ class Lobby:
         pushed_out = self.admission.enter(model, entry, now)
         flight.cancel_wait = lambda: self._leave(model, entry)
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
         if pushed_out is not None:
             self._fail(pushed_out, self.admission.full(model))
 
@@ -160,7 +163,7 @@ class Lobby:
             self._notify(model, now)
         self.call_next()
         if self.admission.queued_models():
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
     def _notify(self, model: str, now: float) -> None:
         """Streams that have waited for long hear of it, so that nobody between takes them for dead."""

@@ -9,7 +9,7 @@ from relay.access import Access
 from relay.admission.limits import Limits
 from relay.border import Border
 from relay.dispatch import Dispatcher
-from relay.lobby import Lobby
+from relay.lobby import SWEEP_S, Lobby
 from relay.providers.fallbacks import Fallbacks
 from relay.providers.providers import Providers
 from relay.relay import Relay
@@ -23,7 +23,14 @@ class DataPlane:
     """What the gateway's door, its metrics and its admin routes need of it."""
 
     def __init__(
-        self, registry: WorkerRegistry, access: Access, settings: GatewaySettings, rng: random.Random, node: str = ""
+        self,
+        registry: WorkerRegistry,
+        access: Access,
+        settings: GatewaySettings,
+        rng: random.Random,
+        node: str = "",
+        *,
+        sweep_s: float = SWEEP_S,
     ) -> None:
         own = settings.server_settings
         self.registry = registry
@@ -32,7 +39,7 @@ class DataPlane:
         breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
         self.router = Router(registry, settings.routing, breakers, rng, node)
         dispatcher = Dispatcher(registry, self.upstream, self.router, breakers, self.metrics, own, rng)
-        self.lobby = Lobby(settings.admission, registry, self.router, dispatcher, self.metrics)
+        self.lobby = Lobby(settings.admission, registry, self.router, dispatcher, self.metrics, sweep_s=sweep_s)
         self.providers = Providers(settings.providers, answer_timeout_s=own.answer_timeout_s)
         fallbacks = Fallbacks.of(settings.providers)
         border = Border(registry, self.providers, fallbacks, self.lobby.enter, own.answer_timeout_s)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts its background jobs so, and all that they start: Ctrl-C would reach none of our programs.
@@ -15,6 +16,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Each process would else compile all that it imports, and pytest rewrite each test, in each run.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Each run draws others, so that they add up; what is rare has an example of its own, or more of them.
+settings.register_profile("brisk", max_examples=50)
+settings.load_profile("brisk")
 
 # The usual thresholds have the collector look through all that was imported again and again.
 gc.set_threshold(50_000, 50, 50)
@@ -32,9 +37,29 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if is_engines and config.option.markexpr == "not engine" else None
 
 
+def shared_out(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """The same items: those that share something dear stand first in what pytest-xdist gives a process to begin with.
+
+    From there no other process steals them, and long tests begin early.
+    """
+    shares: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("share")
+        shares.setdefault(mark.args[0] if mark else "", []).append(item)
+    others = shares.pop("", [])
+    firsts = list(shares.values())
+    found: list[pytest.Item] = []
+    for number in range(processes):
+        size = (len(items) - len(found)) // (processes - number)
+        own = [item for share in firsts[number::processes] for item in share]
+        end = max(0, size - len(own))
+        found += own + others[:end]
+        del others[:end]
+    return found + others
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that import LiteLLM come first: pytest-xdist gives the first process neighbours, and it alone imports."""
-    items.sort(key=lambda item: item.get_closest_marker("litellm") is None)
+    items[:] = shared_out(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 def pytest_collection_finish() -> None:

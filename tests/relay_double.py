@@ -23,6 +23,8 @@ from utils.common import bind_socket
 from utils.server import Server
 
 MODEL = "m"
+SWEEP_S = 0.05
+"""How often the queue is looked through: no test is to wait for the usual second."""
 
 
 class Gate:
@@ -86,7 +88,7 @@ async def door(
         admission=admission or AdmissionSettings(),
         **(litellm or {}),
     )
-    plane = DataPlane(registry, Access(own), all_settings, random.Random(1))
+    plane = DataPlane(registry, Access(own), all_settings, random.Random(1), sweep_s=SWEEP_S)
     metrics.register(plane.metrics)
     sock = bind_socket("127.0.0.1", 0)
     sock.listen()

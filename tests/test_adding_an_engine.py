@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support import ROOT, free_port, running, wait_until
+
+pytestmark = pytest.mark.share("processes")
 
 DOCUMENT = ROOT / "doc" / "adding-an-engine.md"
 ROOMS = ("backends", "config", "monitor", "utils", "worker")

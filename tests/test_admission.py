@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai._streaming import SSEDecoder
 
 from config.admission import LEAST_URGENT, MOST_URGENT, NORMAL, AdmissionSettings
 from relay.admission.admission import MAX_RETRY_S, RECENT, Admission, HasCapacity, Pace
@@ -315,6 +314,8 @@ def test_a_notice_counts_as_people_do() -> None:
 
 
 def test_a_notice_is_no_event_to_a_client() -> None:
+    from openai._streaming import SSEDecoder  # a second, which those who run other tests need not wait for
+
     stream = queue_notice(2, 12.0) + queue_notice(1, None) + b"data: x\n\n"
     assert [event.data for event in SSEParser().feed(stream)] == ["x"]
     assert [event.data for event in SSEDecoder().iter_bytes(iter([stream]))] == ["x"]

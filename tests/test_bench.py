@@ -24,6 +24,8 @@ from bench.subjects import Subject
 from bench.usage import slope, us_per_chunk
 from tests.support import ROOT, free_port
 
+pytestmark = pytest.mark.share("processes")
+
 SMALL = {
     "relay": ["--repetitions", "1", "--requests", "200", "--concurrency", "4", "--streams", "4", "--chunks", "5",
               "--quiet-streams", "2", "--quiet-chunks", "3", "--rounds", "2", "--interval-ms", "1", "--peers", "none"],

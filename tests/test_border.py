@@ -14,7 +14,7 @@ from tests.relay_double import MODEL, Gate, door
 from tests.scripted import OK, answering, read_request, scripted
 from tests.support import free_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.litellm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.share("litellm"), pytest.mark.timeout(120)]
 
 CHAT = "/v1/chat/completions"
 

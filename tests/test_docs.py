@@ -15,6 +15,8 @@ from config.load import load_settings
 from config.settings import ClientKey
 from tests.support import ROOT, GatewayClient, fake_worker, free_port, gateway, wait_until
 
+pytestmark = pytest.mark.share("programs")
+
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "README.zh-CN.md", "bench/README.md")),
     *sorted((ROOT / "doc").glob("*.md")),

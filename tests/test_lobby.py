@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletionUserMessageParam
 from prometheus_client import generate_latest
 
 from config.admission import AdmissionSettings
@@ -319,6 +317,9 @@ async def test_concurrency_is_free_again_when_a_request_ends() -> None:
 
 
 async def test_openais_client_waits_as_it_is_told_and_comes_again() -> None:
+    from openai import AsyncOpenAI  # a second, which those who run other tests need not wait for
+    from openai.types.chat import ChatCompletionUserMessageParam
+
     keys = [key("alice", limits={"concurrency": 1, "requests_per_minute": 100})]
     async with busy_door(AdmissionSettings(), keys=keys) as (gate, worker):
         worker.answer()

@@ -25,6 +25,8 @@ from tests.support import (
     write_config,
 )
 
+pytestmark = pytest.mark.share("programs")
+
 NOTICED_S = 10.0
 """Within this a dead worker must be known to be dead; where nothing else runs, it is within one second."""
 
@@ -237,23 +239,17 @@ def test_a_killed_gateway_finds_its_workers_again(tmp_path: Path) -> None:
         client.http.close()
 
 
-def test_a_worker_with_wrong_arguments_fails_with_its_reason_and_is_not_started_again(tmp_path: Path) -> None:
-    wrong = fake_worker("a", backend_args={"no_such_thing": 1})
-    with gateway(tmp_path, managed_workers=[wrong, fake_worker("b")]) as (program, client):
-        failed = client.wait_for("a", "failed")
-        assert "--no-such-thing" in failed["reason"]
+def test_workers_that_cannot_start_fail_alone_with_their_reasons(tmp_path: Path) -> None:
+    wrong, taken = fake_worker("wrong", backend_args={"no_such_thing": 1}), fake_worker("taken")
+    workers = [wrong, taken, fake_worker("b")]
+    taking = socket.create_server(("127.0.0.1", taken["port"]))
+    with taking, gateway(tmp_path, managed_workers=workers) as (program, client):
+        assert "--no-such-thing" in client.wait_for("wrong", "failed")["reason"]
+        assert f"port {taken['port']} is in use" in client.wait_for("taken", "failed")["reason"]
         client.wait_for("b")
         assert client.chat("b").status_code == 200
-        assert program.output().count("worker_spawned worker_id=a") == 1
-        wait_until(lambda: "worker_given_up" in program.output(), "given up")
-
-
-def test_a_taken_port_fails_that_worker_alone(tmp_path: Path) -> None:
-    taken = fake_worker("a")
-    taking = socket.create_server(("127.0.0.1", taken["port"]))
-    with taking, gateway(tmp_path, managed_workers=[taken, fake_worker("b")]) as (_, client):
-        assert f"port {taken['port']} is in use" in client.wait_for("a", "failed")["reason"]
-        client.wait_for("b")
+        wait_until(lambda: "worker_given_up worker_id=wrong" in program.output(), "given up")
+        assert program.output().count("worker_spawned worker_id=wrong") == 1, "other arguments come with another start"
 
 
 # -- stopping --------------------------------------------------------------------------------------------------------

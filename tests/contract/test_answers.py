@@ -10,6 +10,8 @@ from tests.engine.support import ANSWER_TIMEOUT_S, MODEL_NAME, QUESTION, EngineW
 from tests.support import GatewayClient, wait_until
 from utils.sse import SSEParser
 
+pytestmark = pytest.mark.share("programs")
+
 
 def stream(client: httpx.Client, **more: Any) -> list[dict[str, Any]]:
     """The chunks of a streamed answer, which must end as OpenAI's do."""

@@ -10,6 +10,8 @@ import pytest
 from tests.engine.support import ANSWER_TIMEOUT_S, MODEL_NAME, EngineWorker, question
 from tests.support import GatewayClient
 
+pytestmark = pytest.mark.share("programs")
+
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
 

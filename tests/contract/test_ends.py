@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.engine.support import EngineWorker, engine_worker, long_story
 from tests.support import wait_until
+
+pytestmark = pytest.mark.share("programs")
 
 KEY = "sk-of-this-engine"
 

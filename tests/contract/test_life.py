@@ -9,6 +9,8 @@ import pytest
 from tests.engine.support import ANSWER_TIMEOUT_S, MODEL_NAME, EngineWorker, long_story, question
 from tests.support import GatewayClient, wait_until
 
+pytestmark = pytest.mark.share("programs")
+
 
 def tell(front: GatewayClient, worker_id: str, step: str) -> httpx.Response:
     return front.http.post(f"/v1/admin/workers/{worker_id}/{step}", timeout=ANSWER_TIMEOUT_S)

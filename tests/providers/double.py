@@ -14,7 +14,7 @@ from utils.errors import ApiError
 
 MARKS = [
     pytest.mark.anyio,
-    pytest.mark.litellm,
+    pytest.mark.share("litellm"),
     pytest.mark.timeout(60),
     # LiteLLM's types do not hold what they announce, which it meets in its own threads too.
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning", "ignore::DeprecationWarning"),

@@ -8,18 +8,20 @@ import pytest
 
 from tests.support import ROOT
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.share("processes"), pytest.mark.timeout(60)]
 
 
 ALONE = """
 import asyncio, os, socket, sys
 from config.providers import ProviderSettings
 from relay.providers.providers import Providers
+from utils.common import calm_garbage_collector
 
 called = []
 socket.getaddrinfo = lambda *a, **k: called.append(a) or (_ for _ in ()).throw(OSError("no network"))
 
 async def main():
+    calm_garbage_collector()  # as the gateway does
     assert "litellm" not in sys.modules, "imported at the top"
     empty = Providers(ProviderSettings())
     empty.start()

@@ -14,6 +14,8 @@ from scripts.setup.machine import has_nvidia_gpu, require_linux
 from scripts.setup.trouble import Trouble
 from tests.scripts.support import ROOT
 
+pytestmark = pytest.mark.share("processes")
+
 SCRIPTS = ("quickstart", "test", "check", "constraints")
 
 
