@@ -65,3 +65,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What was imported and collected stays: the garbage collector need not look at it again."""
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """pytest is about to look for garbage several times over: what LiteLLM has brought, too, need not be looked at."""
+    gc.collect()
+    gc.freeze()

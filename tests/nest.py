@@ -8,6 +8,7 @@ import array
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -24,6 +25,12 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 POLL_S: Final = 0.02
 MAX_REQUEST: Final = 2**17
 """Bytes; a request holds the whole environment."""
+IMPORTED: Final = (
+    "gateway", "config.args", "monitor.heartbeat", "worker.app", "worker.beat", "worker.gpus", "worker.metrics",
+    "worker.output", "backends.fake_backend",
+    "httpcore", "pydantic.v1",
+)  # fmt: skip
+"""What gateway.py and serve.py import, at their tops and late; and what httpx and FastAPI do at their first use."""
 
 
 class Hatched:
@@ -99,20 +106,8 @@ def the_nest() -> Nest:
 
 
 def import_all() -> None:
-    """What gateway.py and serve.py import, the latter late."""
-    import config.args
-    import gateway
-    import monitor.heartbeat
-    import worker.app
-    import worker.beat
-    import worker.gpus
-    import worker.metrics
-    import worker.output
-    from backends import backend_class
-
-    backend_class("fake")
-    assert gateway and config.args and monitor.heartbeat
-    assert worker.app and worker.beat and worker.gpus and worker.metrics and worker.output
+    for name in IMPORTED:
+        importlib.import_module(name)
     assert threading.active_count() == 1, "a process with threads cannot be forked"
 
 

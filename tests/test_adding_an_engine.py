@@ -33,9 +33,11 @@ def test_an_engine_is_one_file_and_one_line(tmp_path: Path) -> None:
     argv = [str(tmp_path / "serve.py"), "--backend", "echo", "--model", "any", "--port", str(port)]
     with running(argv, tmp_path / "log", {"PYTHONPATH": str(tmp_path)}) as program:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: httpx.get(f"{url}/health", trust_env=False).status_code == 200, "ready")
-        answer = httpx.post(f"{url}/v1/completions", json={"model": "any", "prompt": "hello"}, trust_env=False)
+        wait_until(lambda: httpx.get(f"{url}/health", trust_env=False, verify=False).status_code == 200, "ready")
+        answer = httpx.post(
+            f"{url}/v1/completions", json={"model": "any", "prompt": "hello"}, trust_env=False, verify=False
+        )
         assert answer.json()["choices"][0]["text"] == "hello"
-        assert "ichat_worker_engine_steps_total 2.0" in httpx.get(f"{url}/metrics", trust_env=False).text
+        assert "ichat_worker_engine_steps_total 2.0" in httpx.get(f"{url}/metrics", trust_env=False, verify=False).text
         program.process.terminate()
         assert program.wait() == 0, program.output()

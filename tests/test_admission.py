@@ -313,8 +313,9 @@ def test_a_notice_counts_as_people_do() -> None:
     assert queue_notice(0, None) == b": queued position=1\n\n"
 
 
+@pytest.mark.share("litellm")  # which imports the client too: it takes a second
 def test_a_notice_is_no_event_to_a_client() -> None:
-    from openai._streaming import SSEDecoder  # a second, which those who run other tests need not wait for
+    from openai._streaming import SSEDecoder
 
     stream = queue_notice(2, 12.0) + queue_notice(1, None) + b"data: x\n\n"
     assert [event.data for event in SSEParser().feed(stream)] == ["x"]

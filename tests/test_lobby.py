@@ -316,8 +316,9 @@ async def test_concurrency_is_free_again_when_a_request_ends() -> None:
             assert (await ask(gate, "x")).status_code == 200
 
 
+@pytest.mark.share("litellm")  # which imports the client too: it takes a second
 async def test_openais_client_waits_as_it_is_told_and_comes_again() -> None:
-    from openai import AsyncOpenAI  # a second, which those who run other tests need not wait for
+    from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionUserMessageParam
 
     keys = [key("alice", limits={"concurrency": 1, "requests_per_minute": 100})]
@@ -334,7 +335,7 @@ async def test_openais_client_waits_as_it_is_told_and_comes_again() -> None:
             asked.append(response.status_code)
             worker.answer(2)  # the long one ends while the client waits
 
-        http = httpx.AsyncClient(trust_env=False, event_hooks={"response": [note]})
+        http = httpx.AsyncClient(trust_env=False, verify=False, event_hooks={"response": [note]})
         async with AsyncOpenAI(base_url=f"{gate.http.base_url}/v1", api_key="sk-alice", http_client=http) as client:
             messages: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "again"}]
             answer = await client.chat.completions.with_raw_response.create(model=MODEL, messages=messages)

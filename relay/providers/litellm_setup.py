@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import logging
+import ssl
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -136,8 +137,12 @@ async def leave(litellm: Any) -> None:
 
 
 async def create_worker_client(litellm: Any, timeout_s: float) -> Any:
-    """LiteLLM's own kind of client, for our workers: unlike providers they are never reached through a proxy."""
+    """LiteLLM's own kind of client, for our workers: unlike providers they are never reached through a proxy.
+
+    They speak http: a context that trusts nobody is not read from a file, which takes 40 ms.
+    """
     handler = litellm.llms.custom_httpx.http_handler.AsyncHTTPHandler(timeout=timeout_s)
     await handler.client.aclose()
-    handler.client = httpx.AsyncClient(timeout=timeout_s, limits=LIMITS, trust_env=False)
+    no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    handler.client = httpx.AsyncClient(timeout=timeout_s, limits=LIMITS, trust_env=False, verify=no_tls)
     return handler

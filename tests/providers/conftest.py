@@ -22,7 +22,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     argv = ["serve.py", "--model", "none", "--model-name", "m", "--backend", "fake", "--port", str(port)]
     with running(argv, tmp_path_factory.mktemp("provider") / "worker.log"):
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 200, "the worker")
+        wait_until(lambda: httpx.get(f"{url}/ready", trust_env=False, verify=False).status_code == 200, "the worker")
         yield f"{url}/v1"
 
 

@@ -15,6 +15,7 @@ from utils.errors import ApiError
 MARKS = [
     pytest.mark.anyio,
     pytest.mark.share("litellm"),
+    pytest.mark.usefixtures("providers"),  # while they are open, the others share their connections
     pytest.mark.timeout(60),
     # LiteLLM's types do not hold what they announce, which it meets in its own threads too.
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning", "ignore::DeprecationWarning"),

@@ -72,7 +72,7 @@ async def test_a_provider_that_dies_within_a_stream(tmp_path_factory: pytest.Tem
     argv = ["serve.py", "--model", "none", "--model-name", "m", "--backend", "fake", "--port", str(port)]
     with running(argv, tmp_path_factory.mktemp("dying") / "worker.log"):
         base = f"http://127.0.0.1:{port}"
-        wait_until(lambda: httpx.get(f"{base}/ready", trust_env=False).status_code == 200, "the worker")
+        wait_until(lambda: httpx.get(f"{base}/ready", trust_env=False, verify=False).status_code == 200, "the worker")
         async with opened(settings_of(entry("dying", f"{base}/v1"))) as providers:
             fake = {"fault": "die", "after": 2}
             request = body(messages=HI, stream=True, fake=fake)
