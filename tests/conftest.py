@@ -58,6 +58,7 @@ def shared_out(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
     return found + others
 
 
+@pytest.hookimpl(trylast=True)  # when those that are not asked for are gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = shared_out(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
