@@ -14,6 +14,7 @@ from relay.door import MAX_HEAD_BYTES
 from tests.relay_double import MODEL, Gate, door
 from tests.scripted import OK, answering, read_request, scripted
 from tests.test_relay import endless
+from tests.wire import connection
 
 pytestmark = pytest.mark.anyio
 
@@ -59,11 +60,8 @@ class Client:
 
 @asynccontextmanager
 async def client(gate: Gate) -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
-    try:
-        yield Client(reader, writer)
-    finally:
-        writer.close()
+    async with connection(gate) as ends:
+        yield Client(*ends)
 
 
 @asynccontextmanager

@@ -96,14 +96,20 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(gate: Gate) -> AsyncIterator[Wire]:
+async def connection(gate: Gate) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
     try:
-        yield Wire(reader, writer)
+        yield reader, writer
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+@asynccontextmanager
+async def wire(gate: Gate) -> AsyncIterator[Wire]:
+    async with connection(gate) as ends:
+        yield Wire(*ends)
 
 
 class Echo:
