@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Each run draws others, so that they add up; what is rare has an example of its own, or more of them.
+# Half the usual number: each run draws others, so that they add up.
 settings.register_profile("brisk", max_examples=50)
 settings.load_profile("brisk")
 
