@@ -1,6 +1,5 @@
 """Relay: the data plane. Requests come in by the doors (relay/door.py), answers go out by the workers'."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -168,7 +167,7 @@ class Relay:
         if flight.timer is not None:
             flight.timer.cancel()
         if flight.has_answer and flight.placing is not None:
-            self._lobby.admission.landed(flight.model, time.perf_counter() - flight.sent_at)
+            self._lobby.landed(flight)
         self._dispatcher.land(flight)
         call.abort()  # an answer that is not whole
         if flight.grant is not UNLIMITED:

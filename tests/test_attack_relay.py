@@ -171,9 +171,9 @@ async def test_a_model_does_not_starve_beside_another_at_the_same_worker() -> No
             writer.write(plain(b"200 OK", b"{}"))
 
     async with scripted(script) as (_, address), door(None, AdmissionSettings(capacity=1)) as gate:
-        gate.add("w", address, aliases=("alias",))
+        gate.add("w", address, adapters=("adapter",))
         asking = []
-        for number, model in enumerate([*[MODEL] * 5, *["alias"] * 2]):
+        for number, model in enumerate([*[MODEL] * 5, *["adapter"] * 2]):
             asking.append(asyncio.create_task(gate.http.post(CHAT, json=chat_body(model))))
             async with asyncio.timeout(5):
                 while sum(gate.lobby.admission.lengths().values()) + len(asked) <= number:
@@ -181,7 +181,7 @@ async def test_a_model_does_not_starve_beside_another_at_the_same_worker() -> No
         for _ in asking:
             turns.release()
         await asyncio.gather(*asking)
-        assert asked == [MODEL, MODEL, "alias", MODEL, "alias", MODEL, MODEL]
+        assert asked == [MODEL, MODEL, "adapter", MODEL, "adapter", MODEL, MODEL]
 
 
 async def test_a_replica_with_an_open_circuit_is_asked_where_the_others_failed_at_the_request() -> None:

@@ -204,7 +204,7 @@ async def test_an_upload_waits_for_its_turn() -> None:
         gate.router.in_flight["w1"] = 1
         sending = asyncio.create_task(send(gate, form()))
         async with asyncio.timeout(5):
-            while not gate.lobby.admission.waiting(MODEL):
+            while not gate.lobby.admission.waiting(f"{MODEL} (transcription)"):
                 await asyncio.sleep(0.001)
         del gate.router.in_flight["w1"]
         gate.lobby.call_next()
