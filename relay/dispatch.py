@@ -304,7 +304,7 @@ def forwarded(flight: Flight) -> bytes:
     call = flight.call
     if call.known is not None and call.known.forwarded and flight.trace is None:
         return call.known.forwarded
-    headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
+    headers = to_worker(call.headers)
     if flight.trace is not None:
         return lines_to_worker(flight.trace.replace(headers))
     made = lines_to_worker(headers)
