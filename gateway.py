@@ -74,7 +74,7 @@ class Gateway:
         families = CollectorRegistry()
         families.register(plane.metrics)
         families.register(
-            WorkersCollector(self.registry.workers, lambda: plane.in_flight, plane.lobby.admission.lengths)
+            WorkersCollector(self.registry.workers, lambda: plane.in_flight, plane.lobby.lengths)
         )
         control = ControlClient(self._client, token=token)
         app = create_app(self.registry, access, self._logs, control, families, plane)

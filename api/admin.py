@@ -32,17 +32,20 @@ def routes(registry: WorkerRegistry, access: Access, control: ControlClient, pla
     def require_admin(request: Request) -> None:
         access.require_admin(dict(request.headers.raw), request.client.host if request.client else "")
 
+    def view_of(worker: Worker, now: float) -> dict[str, Any]:
+        return {**worker_view(worker, plane.in_flight, now), "circuit": plane.breakers.view(worker.id, now)}
+
     router = APIRouter(prefix="/v1/admin", tags=["admin"], dependencies=[Depends(require_admin)])
 
     @router.get("/workers")
     async def list_workers() -> dict[str, Any]:
         """All workers, managed or not, ready or not."""
         now = time.monotonic()
-        return {"workers": [worker_view(worker, plane.in_flight, now) for worker in registry.workers()]}
+        return {"workers": [view_of(worker, now) for worker in registry.workers()]}
 
     @router.get("/workers/{worker_id}")
     async def get_worker(worker_id: str) -> dict[str, Any]:
-        return worker_view(find_worker(registry, worker_id), plane.in_flight, time.monotonic())
+        return view_of(find_worker(registry, worker_id), time.monotonic())
 
     async def tell(worker_id: str, method: str, path: str, body: dict[str, Any] | None = None) -> JSONResponse:
         told = await control.ask(find_worker(registry, worker_id).beat, method, path, body)

@@ -57,15 +57,15 @@ class AdmissionSettings(Frozen):
     queue_notice_s: Seconds = 5
     models: dict[Name, ModelAdmission] = {}
 
-    def max_queue_of(self, model: str) -> int:
-        own = self._of(model).max_queue
-        return self.max_queue if own is None else own
+    def max_queue_of(self, *names: str) -> int:
+        """Of the model with these names, of which the first counts for which it is set."""
+        own = [model.max_queue for model in self._of(names) if model.max_queue is not None]
+        return own[0] if own else self.max_queue
 
-    def timeout_of(self, model: str) -> float:
-        return self._of(model).default_timeout_s or self.default_timeout_s
+    def timeout_of(self, *names: str) -> float:
+        """In seconds; ``names`` as above."""
+        own = [model.default_timeout_s for model in self._of(names) if model.default_timeout_s is not None]
+        return own[0] if own else self.default_timeout_s
 
-    def _of(self, model: str) -> ModelAdmission:
-        return self.models.get(model, AS_THE_REST)
-
-
-AS_THE_REST: Final = ModelAdmission()
+    def _of(self, names: tuple[str, ...]) -> list[ModelAdmission]:
+        return [self.models[name] for name in names if name in self.models]

@@ -31,6 +31,8 @@ class Replica:
     capacity: int | None = None
     """Requests that its engine takes at a time; None: it did not say."""
     node: str = ""
+    names: tuple[str, ...] = ()
+    """Of its model: the model's own, then its aliases. Not those of adapters, which are models of their own."""
 
     def can(self, tasks: Iterable[str]) -> bool:
         """Whether it does one of ``tasks``."""
@@ -75,7 +77,8 @@ class Worker:
     @property
     def replica(self) -> Replica:
         beat = self.beat
-        return Replica(self.id, beat.host, beat.port, beat.tasks, beat.capacity, beat.node)
+        names = (beat.model_name, *beat.aliases)
+        return Replica(self.id, beat.host, beat.port, beat.tasks, beat.capacity, beat.node, names)
 
 
 Listener = Callable[[str, Worker | None, Worker | None], None]
@@ -90,6 +93,7 @@ class WorkerRegistry:
         self._forget_after_s = forget_after_s
         self._listeners: list[Listener] = []
         self._routes: Mapping[str, tuple[Replica, ...]] = MappingProxyType({})
+        self._own_names: Mapping[str, str] = MappingProxyType({})
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -110,6 +114,14 @@ class WorkerRegistry:
     def models(self) -> list[str]:
         """The names of all models that some worker has, ready or not."""
         return sorted(self._routes)
+
+    def own_name(self, model: str) -> str:
+        """The one name of a model for all that are but other names for it (``own_names_of``)."""
+        return self._own_names.get(model, model)
+
+    def names_of(self, model: str) -> list[str]:
+        """All names of the model whose own name this is; that first."""
+        return [model, *(name for name, own in self._own_names.items() if own == model)]
 
     def is_ready(self) -> bool:
         """Whether at least one model can be served."""
@@ -217,6 +229,7 @@ class WorkerRegistry:
     def _changed(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
         if routing_view(old) != routing_view(new):
             self._routes = MappingProxyType(routes_of(self._workers.values()))
+            self._own_names = MappingProxyType(own_names_of(self._workers.values()))
         for listener in self._listeners:
             listener(worker_id, old, new)
 
@@ -234,6 +247,20 @@ def routes_of(workers: Iterable[Worker]) -> dict[str, tuple[Replica, ...]]:
         for name in worker.beat.names:
             routes[name] = routes.get(name, ()) + found
     return routes
+
+
+def own_names_of(workers: Iterable[Worker]) -> dict[str, str]:
+    """Alias -> the name of its model, for aliases that are one at each of the model's workers, ready or not, and at no
+    other: whoever asks by the one may as well ask by the other. An alias of several models, or of some replicas, is a
+    name of its own.
+    """
+    at: dict[str, list[str]] = {}
+    for worker in workers:
+        for name in worker.replica.names:
+            at.setdefault(name, []).append(worker.id)
+    first: dict[tuple[str, ...], str] = {}
+    owns = {name: first.setdefault(tuple(ids), name) for name, ids in at.items()}
+    return {name: own for name, own in owns.items() if name != own}
 
 
 def is_overdue(worker: Worker, now: float) -> bool:

@@ -23,9 +23,9 @@ class Call:
     another worker can take its place.
     """
 
-    __slots__ = ("_body", "_chunked", "_head", "_left", "_limit", "_on_end", "_size", "_transport", "disconnected",
-                 "expects_continue", "first_byte_at", "headers", "hold", "is_full", "is_old_http", "is_too_large",
-                 "keep_alive", "known", "response_complete", "route", "started", "target")  # fmt: skip
+    __slots__ = ("_body", "_head", "_left", "_limit", "_on_end", "_size", "disconnected", "expects_continue",
+                 "first_byte_at", "headers", "hold", "is_chunked", "is_full", "is_old_http", "is_too_large",
+                 "keep_alive", "known", "response_complete", "route", "started", "target", "transport")  # fmt: skip
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Call:
         headers: list[Header],
         limit: int,
     ) -> None:
-        self._transport = transport
+        self.transport = transport
         self._on_end = on_end
         self.hold = hold  # stop or go on reading from the client
         self._limit = limit
@@ -57,7 +57,7 @@ class Call:
         self._body: bytes | bytearray = b""
         self._size = 0
         self._head = b""
-        self._chunked = False
+        self.is_chunked = False
         self._left: int | None = 0  # bytes of the answer's body that are still due; None: its length is not known
 
     # -- the request -----------------------------------------------------------------------------------------------
@@ -109,8 +109,8 @@ class Call:
             content += (name, b": ", value, b"\r\n")
         content.append(more)
         self._left = 0 if status in BODILESS else length
-        self._chunked = self._left is None and not self.is_old_http
-        if self._chunked:
+        self.is_chunked = self._left is None and not self.is_old_http
+        if self.is_chunked:
             content.append(b"transfer-encoding: chunked\r\n")
         elif self._left is None:
             self.keep_alive = False  # its end is the connection's
@@ -128,7 +128,7 @@ class Call:
             self.started = True
             self.first_byte_at = time.perf_counter()
             self._head = b""
-        if not self._chunked:
+        if not self.is_chunked:
             piece = head + self._due(piece)
         elif last:
             piece = b"%b%x\r\n%b\r\n0\r\n\r\n" % (head, len(piece), piece) if piece else head + b"0\r\n\r\n"
@@ -137,7 +137,7 @@ class Call:
         else:
             piece = head
         if piece:
-            self._transport.write(piece)
+            self.transport.write(piece)
         if last:
             self._end(is_whole=not self._left)
 
@@ -167,7 +167,7 @@ class Call:
 
     def give_up(self) -> None:
         """The client has not read for too long: to us it has gone."""
-        self._transport.abort()
+        self.transport.abort()
 
     def _end(self, *, is_whole: bool) -> None:
         self.response_complete = True

@@ -130,6 +130,8 @@ class Dispatcher:
         if streams and flight.call.route in RESUMABLE and self._keep_bytes and not is_encoded(exchange.headers):
             flight.tape = Tape(self._keep_bytes)
         flight.begin(exchange.status, exchange.headers, streams=streams)
+        if flight.tape is not None and flight.call.is_chunked:
+            exchange.shortcut = flight.take_chunk
 
     def _splice(self, flight: Flight, asked: Continuation, exchange: Exchange, *, streams: bool) -> None:
         """Another replica takes a broken stream up, or refuses to."""
@@ -302,7 +304,7 @@ def forwarded(flight: Flight) -> bytes:
     call = flight.call
     if call.known is not None and call.known.forwarded and flight.trace is None:
         return call.known.forwarded
-    headers = to_worker(call.headers, flight.headers.get(b"connection", b""))
+    headers = to_worker(call.headers)
     if flight.trace is not None:
         return lines_to_worker(flight.trace.replace(headers))
     made = lines_to_worker(headers)

@@ -126,7 +126,8 @@ class Flight:
     """Of the answer, that the client has got; the last two are kept, for the usage in them."""
     before_last = last = b""
     events = 0
-    """Of a stream, that the client has got: several may come in one piece. Only counted for a key with limits."""
+    """Of a stream, that the client has got: several may come in one piece. Only those of pieces that
+    are known to be one, and of a key with limits all."""
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
@@ -190,6 +191,21 @@ class Flight:
                 self.owner.end(self)
         except Exception as error:
             self.owner.crash(self, error)
+
+    def take_chunk(self, chunk: bytes, start: int) -> bool:
+        """A ``Shortcut`` for the bulk of a stream, behind its first piece: does what ``take`` does, nearly always."""
+        try:
+            tape, call = self.tape, self.call
+            if tape is None or call.is_full or call.response_complete:
+                return False
+            events = tape.take_chunk(chunk, start)
+            if not events:
+                return False
+            self.events += events
+            call.transport.write(chunk)
+        except Exception as error:
+            self.owner.crash(self, error)
+        return True
 
     def begin(self, status: int, headers: list[Header], *, streams: bool) -> None:
         """An answer for the client. One that was promised a stream gets it as a stream; ``streams``: it is one."""
@@ -256,7 +272,7 @@ class Flight:
 
     def tail(self) -> Sequence[bytes]:
         """The last pieces of the answer, in which its usage stands."""
-        return (self.before_last, self.last) if self.tape is None else list(self.tape.passed)[-2:]
+        return (self.before_last, self.last) if self.tape is None else self.tape.tail()
 
     def hold(self, is_held: bool) -> None:
         self.call.hold(is_held)

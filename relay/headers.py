@@ -30,6 +30,7 @@ NOT_TO_CLIENTS: Final = frozenset(
         b"set-cookie",
     }
 )  # fmt: skip
+NAMES_NOTHING: Final = frozenset({b"", b"keep-alive", b"close"})
 CHUNKED: Final = b"transfer-encoding: chunked\r\n\r\n"
 MAX_REQUEST_ID: Final = 200
 
@@ -42,12 +43,15 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     return b"req-%032x" % random.getrandbits(128)
 
 
-def to_worker(headers: list[Header], connection: bytes) -> list[Header]:
-    """The client's headers without those that its ``connection`` header names as being of this hop only."""
-    if connection.lower() in (b"", b"keep-alive", b"close"):
+def to_worker(headers: list[Header]) -> list[Header]:
+    """The client's headers without those that its ``connection`` headers, of which there may be several, name as being
+    of this hop only.
+    """
+    named = b",".join([value for name, value in headers if name == b"connection"]).lower()
+    if named in NAMES_NOTHING:
         return headers
-    named = {token.strip().lower() for token in connection.split(b",")}
-    return [header for header in headers if header[0] not in named]
+    tokens = {token.strip() for token in named.split(b",")}
+    return [header for header in headers if header[0] not in tokens]
 
 
 def request_head(target: bytes, address: tuple[str, int], more: bytes, request: bytes, length: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +12,7 @@ from monitor.metrics import RelayMetrics
 from monitor.registry import Replica, Worker, WorkerRegistry
 from relay.admission.admission import Admission
 from relay.admission.fair_queue import Entry
+from relay.admission.lines import Lines
 from relay.admission.waiting import priority_of, queue_notice, timeout_of
 from relay.dispatch import Dispatcher
 from relay.flight import Flight
@@ -26,7 +28,7 @@ GRACE_S: Final = 10.0
 
 @dataclass(slots=True, eq=False)
 class Waiting(Entry):
-    """A flight in the queue of its model."""
+    """A flight in its line's queue."""
 
     flight: Flight | None = None  # None never stays: Entry's defaults come first
     told_at: float = 0.0  # when its client last heard where it stands
@@ -46,13 +48,15 @@ class Lobby:
         sweep_s: float = SWEEP_S,
     ) -> None:
         self._sweep_s = sweep_s
-        self.admission: Admission[Waiting] = Admission(settings, registry.route, metrics)
+        self._lines = lines = Lines(registry)
+        self.admission: Admission[Waiting] = Admission(settings, lines, self)
         self._settings = settings
         self._registry = registry
         self._router = router
         self._dispatcher = dispatcher
+        self._metrics = metrics
         self._away_since: dict[str, float] = {}
-        """Models that requests wait for, without a ready replica; time.monotonic()."""
+        """Lines in which requests wait, without a ready replica; time.monotonic()."""
         self._is_calling = False
         self._is_called_again = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -62,7 +66,8 @@ class Lobby:
         """Dispatch it, now or when it is its turn. Raises ApiError."""
         model = flight.model
         replicas = self._router.replicas(model, flight.call.route)
-        if not self.admission.has_queue(model):
+        admission = self.admission
+        if not (admission.is_anyone_waiting and admission.has_queue(self._lines.line_of(model, flight.call.route))):
             free = self._free(model, replicas)
             if free or not replicas:
                 self._dispatcher.dispatch(flight, free)
@@ -87,19 +92,19 @@ class Lobby:
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     def _wait(self, flight: Flight) -> None:
-        now, client, model = time.monotonic(), flight.client, flight.model
-        deadline = now + timeout_of(flight.headers, self._settings.timeout_of(model))
+        now, client, line = time.monotonic(), flight.client, self._lines.line_of(flight.model, flight.call.route)
+        deadline = now + timeout_of(flight.headers, self._settings.timeout_of(*self._lines.names(line)))
         priority = priority_of(flight.headers, client.priority)
         entry = Waiting(client.name, priority, client.weight, now, deadline, flight.id.decode("latin-1"), flight)
-        pushed_out = self.admission.enter(model, entry, now)
-        flight.cancel_wait = lambda: self._leave(model, entry)
+        pushed_out = self.admission.enter(line, entry, now)
+        flight.cancel_wait = lambda: self._leave(line, entry)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
         if pushed_out is not None:
-            self._fail(pushed_out, self.admission.full(model))
+            self._fail(pushed_out, self.admission.full(line))
 
-    def _leave(self, model: str, entry: Waiting) -> None:
-        self.admission.leave(model, entry, time.monotonic())
+    def _leave(self, line: str, entry: Waiting) -> None:
+        self.admission.leave(line, entry, time.monotonic())
 
     @staticmethod
     def _fail(entry: Waiting, error: ApiError) -> None:
@@ -108,8 +113,8 @@ class Lobby:
         entry.flight.owner.fail(entry.flight, error)
 
     def _on_change(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
-        for model in [model for model in self._away_since if self._registry.route(model) != ()]:
-            del self._away_since[model]
+        for line in [line for line in self._away_since if self._lines.replicas(line) != ()]:
+            del self._away_since[line]
         self.call_next()
 
     def call_next(self) -> None:
@@ -123,27 +128,28 @@ class Lobby:
         try:
             while self._is_called_again:
                 self._is_called_again = False
-                for model in self.admission.queued_models():
-                    self._call_all(model)
+                for line in self.admission.queued_lines():
+                    self._call_all(line)
         finally:
             self._is_calling = False
 
-    def _call_all(self, model: str) -> None:
+    def _call_all(self, line: str) -> None:
+        model = self._lines.model(line)
         while True:
-            replicas = self._registry.route(model)
+            replicas = self._lines.replicas(line)
             free = self._free(model, replicas or ())
-            if not free and (replicas or self._may_return(model)):
+            if not free and (replicas or self._may_return(line)):
                 return
-            entry = self.admission.next(model, time.monotonic())
+            entry = self.admission.next(line, time.monotonic())
             if entry is None:
                 return
             self._dispatch(entry)
 
-    def _may_return(self, model: str) -> bool:
+    def _may_return(self, line: str) -> bool:
         """Whether those who wait go on waiting though no replica is ready: one may be back in a moment."""
-        if self._registry.route(model) is None:
+        if self._lines.replicas(line) is None:
             return False
-        away_since = self._away_since.setdefault(model, time.monotonic())
+        away_since = self._away_since.setdefault(line, time.monotonic())
         return time.monotonic() - away_since < GRACE_S
 
     def _dispatch(self, entry: Waiting) -> None:
@@ -152,23 +158,41 @@ class Lobby:
         flight.queued_s = time.monotonic() - entry.arrived
         self._dispatcher.dispatch_waiting(flight, self._free)
 
+    # -- what is counted -------------------------------------------------------------------------------------------
+
+    def landed(self, flight: Flight) -> None:
+        """Its answer has ended, or been broken off: that long it kept its worker busy."""
+        line = self._lines.line_of(flight.model, flight.call.route)
+        self.admission.landed(line, time.perf_counter() - flight.sent_at)
+
+    def queue_left(self, line: str, outcome: str, seconds: float) -> None:
+        """The metrics are by model."""
+        self._metrics.queue_left(self._lines.model(line), outcome, seconds)
+
+    def lengths(self) -> dict[str, int]:
+        """How many wait, by model."""
+        lengths: Counter[str] = Counter()
+        for line, length in self.admission.lengths().items():
+            lengths[self._lines.model(line)] += length
+        return lengths
+
     # -- every second ----------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
         self._sweeper = None
         now = time.monotonic()
-        for model, entry in self.admission.expired(now):
-            self._fail(entry, self.admission.too_late(model))
-        for model in self.admission.queued_models():
-            self._notify(model, now)
+        for line, entry in self.admission.expired(now):
+            self._fail(entry, self.admission.too_late(line))
+        for line in self.admission.queued_lines():
+            self._notify(line, now)
         self.call_next()
-        if self.admission.queued_models():
+        if self.admission.is_anyone_waiting:
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
-    def _notify(self, model: str, now: float) -> None:
+    def _notify(self, line: str, now: float) -> None:
         """Streams that have waited for long hear of it, so that nobody between takes them for dead."""
         notice_s = self._settings.queue_notice_s
-        for standing in self.admission.standings(model):
+        for standing in self.admission.standings(line):
             entry = standing.entry
             flight = entry.flight
             if flight is not None and flight.is_stream and now - max(entry.arrived, entry.told_at) >= notice_s:

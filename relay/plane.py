@@ -36,7 +36,7 @@ class DataPlane:
         self.registry = registry
         self.metrics = RelayMetrics()
         self.upstream = Upstream(connect_timeout_s=own.connect_timeout_s, answer_timeout_s=own.answer_timeout_s)
-        breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
+        self.breakers = breakers = Breakers(threshold=own.circuit_threshold, cooldown_s=own.circuit_cooldown_s)
         self.router = Router(registry, settings.routing, breakers, rng, node)
         dispatcher = Dispatcher(registry, self.upstream, self.router, breakers, self.metrics, own, rng)
         self.lobby = Lobby(settings.admission, registry, self.router, dispatcher, self.metrics, sweep_s=sweep_s)

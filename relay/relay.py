@@ -1,6 +1,5 @@
 """Relay: the data plane. Requests come in by the doors (relay/door.py), answers go out by the workers'."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -168,11 +167,11 @@ class Relay:
         if flight.timer is not None:
             flight.timer.cancel()
         if flight.has_answer and flight.placing is not None:
-            self._lobby.admission.landed(flight.model, time.perf_counter() - flight.sent_at)
-        self._dispatcher.land(flight)
-        call.abort()  # an answer that is not whole
+            self._lobby.landed(flight)
         if flight.grant is not UNLIMITED:
             self._settle(flight)
+        self._dispatcher.land(flight)
+        call.abort()  # an answer that is not whole
         status = CLIENT_GONE if call.disconnected else flight.status
         first_byte_at = call.first_byte_at if flight.status == 200 else 0.0
         label = flight.model if self._border.lists(flight.model) else ""  # none for every word that a client makes up
@@ -190,7 +189,7 @@ class Relay:
                 used if used is not None else estimate_tokens(flight.body) + max(flight.events, flight.pieces)
             )
         else:
-            flight.grant.settle(0)
+            flight.grant.settle(estimate_tokens(flight.body) if was_abandoned(flight) else 0)
         flight.grant.release()
 
     def fail(self, flight: Flight, error: ApiError) -> None:
@@ -235,3 +234,15 @@ class Relay:
         """The top of all that is done for one request: nothing of it may disturb another."""
         logger.error("request_crashed", request_id=flight.id.decode(), path=flight.call.route, exc_info=error)
         self._answer(flight, InternalError("the gateway failed on this request: see its log"))
+
+
+def was_abandoned(flight: Flight) -> bool:
+    """Whether its client, or the time that the client gave it, ended it while a worker or provider had it: who has
+    probably read its prompt by then.
+    """
+    is_late = flight.error is not None and flight.error.code == "deadline_exceeded"
+    if not (flight.call.disconnected or is_late):
+        return False
+    if flight.exchange is not None:
+        return flight.exchange.connection is not None
+    return flight.attempts > flight.first_attempt and flight.last_error is None

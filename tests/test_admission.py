@@ -18,6 +18,8 @@ MODEL = "m"
 
 
 class FakeReplica:
+    names = (MODEL,)
+
     def __init__(self, capacity: int | None) -> None:
         self.capacity = capacity
 
@@ -40,11 +42,15 @@ class Hall:
     """An admission with one model of ``replicas``."""
 
     def __init__(self, *replicas: int | None, **settings: Any) -> None:
-        self.replicas: Sequence[HasCapacity] = [FakeReplica(each) for each in replicas]
+        self.ready: Sequence[HasCapacity] = [FakeReplica(each) for each in replicas]
         self.outcomes = Outcomes()
-        self.admission: Admission[Entry] = Admission(
-            AdmissionSettings.model_validate(settings), lambda model: self.replicas, self.outcomes
-        )
+        self.admission: Admission[Entry] = Admission(AdmissionSettings.model_validate(settings), self, self.outcomes)
+
+    def replicas(self, _: str) -> Sequence[HasCapacity]:
+        return self.ready
+
+    def names(self, line: str) -> Sequence[str]:
+        return [line]
 
     def enter(self, key: str = "a", now: float = 0.0, wait_s: float = 300.0, priority: int = NORMAL) -> Entry:
         entry = Entry(key, priority, 1.0, now, now + wait_s, request_id=f"req-{key}")
@@ -92,7 +98,7 @@ def test_there_is_a_queue_as_long_as_somebody_waits() -> None:
     hall = Hall(1)
     assert not hall.admission.has_queue(MODEL)
     first, second = hall.enter(), hall.enter()
-    assert hall.admission.queued_models() == [MODEL]
+    assert hall.admission.queued_lines() == [MODEL]
     assert hall.admission.next(MODEL, 2.0) is first
     assert hall.admission.has_queue(MODEL)
     assert hall.admission.next(MODEL, 3.0) is second
@@ -221,7 +227,7 @@ def test_the_eta_is_that_of_the_slots_at_the_pace_measured() -> None:
     assert hall.admission.eta_s(MODEL, 0) is None
     hall.admission.landed(MODEL, 8.0)
     assert [hall.admission.eta_s(MODEL, position) for position in (0, 1, 7)] == [2.0, 4.0, 16.0]
-    hall.replicas = []
+    hall.ready = []
     assert hall.admission.eta_s(MODEL, 0) is None
 
 

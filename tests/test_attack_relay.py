@@ -171,9 +171,9 @@ async def test_a_model_does_not_starve_beside_another_at_the_same_worker() -> No
             writer.write(plain(b"200 OK", b"{}"))
 
     async with scripted(script) as (_, address), door(None, AdmissionSettings(capacity=1)) as gate:
-        gate.add("w", address, aliases=("alias",))
+        gate.add("w", address, adapters=("adapter",))
         asking = []
-        for number, model in enumerate([*[MODEL] * 5, *["alias"] * 2]):
+        for number, model in enumerate([*[MODEL] * 5, *["adapter"] * 2]):
             asking.append(asyncio.create_task(gate.http.post(CHAT, json=chat_body(model))))
             async with asyncio.timeout(5):
                 while sum(gate.lobby.admission.lengths().values()) + len(asked) <= number:
@@ -181,7 +181,7 @@ async def test_a_model_does_not_starve_beside_another_at_the_same_worker() -> No
         for _ in asking:
             turns.release()
         await asyncio.gather(*asking)
-        assert asked == [MODEL, MODEL, "alias", MODEL, "alias", MODEL, MODEL]
+        assert asked == [MODEL, MODEL, "adapter", MODEL, "adapter", MODEL, MODEL]
 
 
 async def test_a_replica_with_an_open_circuit_is_asked_where_the_others_failed_at_the_request() -> None:
@@ -196,6 +196,23 @@ async def test_a_replica_with_an_open_circuit_is_asked_where_the_others_failed_a
             gate.router._breakers.failed("open", time.monotonic())
         answer = await gate.chat()
         assert (answer.status_code, answer.headers["x-ichat-attempts"]) == (200, "2")
+
+
+@pytest.mark.parametrize(("headers", "times"), [({"x-ichat-no-retry": "1"}, 1), ({}, 2)])
+async def test_a_request_that_must_not_be_tried_again_is_read_once(headers: dict[str, str], times: int) -> None:
+    """Nor by a worker that closes a connection of the pool when it has read it."""
+    asked: list[str] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in (plain(b"200 OK", b"{}"), b""):
+            asked.append(json.loads((await read_request(reader)).partition(b"\r\n\r\n")[2])["user"])
+            writer.write(answer)
+
+    async with scripted(script) as (_, address), door() as gate:
+        gate.add("w", address)
+        assert (await gate.chat(user="first")).status_code == 200
+        await gate.http.post(CHAT, json=chat_body(MODEL, user="again"), headers=headers)
+        assert asked == ["first", *["again"] * times]
 
 
 async def test_a_prompt_from_before_a_restart_is_not_thought_to_be_cached() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -241,3 +241,39 @@ async def test_messages_are_translated_for_a_worker_that_does_not_speak_them(str
         assert b"home" in answer.content
     else:
         assert answer.json()["content"][0]["text"] == "from home"
+
+
+async def test_what_is_translated_has_its_place_at_the_worker() -> None:
+    """It waits for its turn like others, and others wait for it."""
+    asked: list[str] = []
+    grew, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, _, body = (await read_request(reader)).partition(b"\r\n\r\n")
+            if b"/v1/messages" in head.split(b"\r\n")[0]:
+                writer.write(NO_ROUTE)
+                continue
+            asked.append(str(json.loads(body).get("user") or "translated"))
+            grew.set()
+            await may_answer.wait()
+            writer.write(whole("from home", MODEL))
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async with scripted(script) as (_, address), door(admission=AdmissionSettings(capacity=1)) as gate:
+        gate.http.timeout = httpx.Timeout(60)
+        gate.add("w1", address)
+        tasks = []
+        for number, more in enumerate(({"route": "/v1/messages"}, {"user": "plain"}, {"route": "/v1/messages"})):
+            tasks.append(asyncio.create_task(ask(gate, **more, max_tokens=10)))
+            await until(lambda number=number: gate.lobby.lengths().get(MODEL, 0) == number)  # type: ignore[misc]
+            await until(lambda: len(asked) == 1)
+        assert (asked, gate.router.in_flight) == (["translated"], {"w1": 1})
+        may_answer.set()
+        assert {answer.status_code for answer in await asyncio.gather(*tasks)} == {200}
+        assert asked == ["translated", "plain", "translated"]
+        assert gate.router.in_flight == {}

@@ -28,7 +28,7 @@ def test_the_third_failure_in_a_row_opens() -> None:
     breakers = new_breakers()
     assert fail(breakers) == [False, False, True]
     assert asked(breakers, 9.9) == ["b"]
-    assert breakers.open_ones(4) == {"a": 6}
+    assert breakers.view("a", 4) == {"state": "open", "failures_in_a_row": 3, "tried_again_in_s": 6}
 
 
 def test_an_answer_between_failures_keeps_it_closed() -> None:
@@ -43,11 +43,13 @@ def test_after_the_cooldown_one_request_may_try() -> None:
     breakers = new_breakers()
     fail(breakers)
     assert asked(breakers, 10) == ["a", "b"]
+    assert breakers.view("a", 10)["state"] == "half_open"
     breakers.chosen("a")
     assert asked(breakers, 10) == ["b"]
+    assert breakers.view("a", 10) == {"state": "half_open", "failures_in_a_row": 3, "tried_again_in_s": None}
     breakers.succeeded("a")
     assert asked(breakers, 10) == ["a", "b"]
-    assert breakers.open_ones(10) == {}
+    assert breakers.view("a", 10) == {"state": "closed", "failures_in_a_row": 0, "tried_again_in_s": None}
 
 
 def test_a_try_that_fails_opens_it_for_twice_as_long() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.headers import lines, lines_to_worker, request_head, request_id, to_client
+from relay.headers import lines, lines_to_worker, request_head, request_id, to_client, to_worker
 from tests.doubles import PATIENT
 
 ADDRESS = ("127.0.0.1", 8001)
@@ -37,6 +37,28 @@ def test_secrets_and_what_is_of_the_first_hop_do_not_reach_a_worker(name: bytes)
 @pytest.mark.parametrize("name", [b"traceparent", b"user-agent", b"x-custom", b"accept", b"x-forwarded-for"])
 def test_the_rest_reaches_the_worker(name: bytes) -> None:
     assert name + b": v" in head((name, b"v"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [b"x-secret, x-other"],
+        [b"x-secret", b"x-other"],
+        [b"X-Other", b"close", b"X-SECRET , keep-alive"],
+        [b"x-other,x-secret", b"close"],
+        [b"keep-alive", b"x-secret", b",x-other"],
+    ],
+)
+def test_what_any_connection_header_names_is_of_this_hop_only(values: list[bytes]) -> None:
+    theirs = [(b"x-secret", b"1"), (b"accept", b"*/*"), (b"x-other", b"2")]
+    connection = [(b"connection", value) for value in values]
+    assert lines_to_worker(to_worker([*connection[:1], *theirs, *connection[1:]])) == b"accept: */*\r\n"
+
+
+@pytest.mark.parametrize("values", [[], [b"keep-alive"], [b"Close"], [b"keep-alive", b"Keep-Alive"], [b""]])
+def test_a_connection_header_that_names_nothing_takes_nothing_away(values: list[bytes]) -> None:
+    theirs = [(b"x-other", b"2"), *((b"connection", value) for value in values)]
+    assert lines_to_worker(to_worker(theirs)) == b"x-other: 2\r\n"
 
 
 @pytest.mark.parametrize("name", [b"set-cookie", b"server", b"connection", b"transfer-encoding",

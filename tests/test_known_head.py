@@ -72,6 +72,9 @@ def test_an_odd_length_is_none(length: bytes) -> None:
         b"expect: 100-continue",
         b"upgrade: h2c",
         b"connection: close",
+        b"connection: keep-alive\r\nconnection: x-secret",
+        b"connection: x-secret\r\nconnection: keep-alive",
+        b"connection: keep-alive, x-secret",
         b"content-length: 2",
     ],
 )
@@ -105,3 +108,26 @@ async def test_requests_with_a_known_head_are_answered_as_others() -> None:
         writer.close()
     assert bodies == questions
     assert len(heads) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("connections", [[b"x-secret", b"keep-alive"], [b"keep-alive", b"x-secret"]])
+async def test_what_one_of_several_connection_headers_names_reaches_no_worker(connections: list[bytes]) -> None:
+    """Nor when the same head comes again, by the short way."""
+    heads: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append((await read_request(reader)).partition(b"\r\n\r\n")[0])
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    lines = b"\r\n".join([b"x-secret: s", b"x-plain: p", *(b"connection: " + value for value in connections)])
+    async with scripted(script) as (_, address), door() as gate:
+        gate.add("w1", address)
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        for _ in range(3):
+            writer.write(request(b'{"model": "%b"}' % MODEL.encode(), lines))
+            assert (await asyncio.wait_for(reader.readuntil(b"{}"), 5)).startswith(b"HTTP/1.1 200")
+        writer.close()
+    assert len(heads) == 3
+    assert all(b"x-plain: p" in head and b"secret" not in head for head in heads)

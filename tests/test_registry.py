@@ -32,7 +32,7 @@ def state(registry: WorkerRegistry, worker_id: str = "w") -> WorkerState:
 
 def test_the_first_beat_registers_and_routes(registry: WorkerRegistry) -> None:
     registry.upsert(beat(aliases=["n"]), 0)
-    assert registry.route("m") == registry.route("n") == (Replica("w", "h", 1),)
+    assert registry.route("m") == registry.route("n") == (Replica("w", "h", 1, names=("m", "n")),)
     assert registry.models() == ["m", "n"]
     assert registry.is_ready()
 
@@ -61,7 +61,7 @@ def test_a_worker_that_takes_another_model_leaves_the_first(registry: WorkerRegi
 def test_replicas_of_a_model_are_routed_to_together(registry: WorkerRegistry) -> None:
     registry.upsert(beat("a", port=1), 0)
     registry.upsert(beat("b", port=2), 0)
-    assert registry.route("m") == (Replica("a", "h", 1), Replica("b", "h", 2))
+    assert registry.route("m") == (Replica("a", "h", 1, names=("m",)), Replica("b", "h", 2, names=("m",)))
 
 
 # -- ids and addresses ---------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_the_id_of_a_living_worker_cannot_be_taken(registry: WorkerRegistry) -> 
     registry.upsert(beat(), 0)
     with pytest.raises(WorkerIdConflict, match="h:1"):
         registry.upsert(beat(host="other"), 29)
-    assert registry.route("m") == (Replica("w", "h", 1),)
+    assert registry.route("m") == (Replica("w", "h", 1, names=("m",)),)
 
 
 @pytest.mark.parametrize("end", ["overdue", "unreachable", "stopping", "failed", "announced"])
@@ -83,7 +83,7 @@ def test_a_worker_that_came_back_elsewhere_keeps_its_id(registry: WorkerRegistry
     if end == "unreachable":
         registry.mark_unreachable("w", "refused")
     registry.upsert(beat(host="other", pid=2), 31 if end == "overdue" else 1)
-    assert registry.route("m") == (Replica("w", "other", 1),)
+    assert registry.route("m") == (Replica("w", "other", 1, names=("m",)),)
 
 
 def test_who_answers_at_an_address_now_is_the_one_worker_there(registry: WorkerRegistry) -> None:
@@ -184,7 +184,7 @@ def test_a_refused_connection_counts_until_one_succeeds(registry: WorkerRegistry
     registry.upsert(beat(), 1)
     assert state(registry) is UNHEALTHY  # it beats, and nobody can reach it
     registry.mark_reachable("w")
-    assert registry.route("m") == (Replica("w", "h", 1),)
+    assert registry.route("m") == (Replica("w", "h", 1, names=("m",)),)
 
 
 @pytest.mark.parametrize("change", [{"pid": 2}, {"started_at": 5.0}])

@@ -74,7 +74,7 @@ async def start(flood: Flood, gate: Gate) -> None:
         while flood.streams < STREAMS:
             await asyncio.sleep(0.005)
     for flight in gate.relay._flights.values():
-        flight.call._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+        flight.call.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
     flood.go.set()
 
 
@@ -95,7 +95,7 @@ def check_bounds(gate: Gate) -> None:
         assert exchange.buffered <= HIGH_WATER + ONE_READ
     for flight in gate.relay._flights.values():
         assert flight.call.is_full
-        assert flight.call._transport.get_write_buffer_size() <= HIGH_WATER + 2 * ONE_READ
+        assert flight.call.transport.get_write_buffer_size() <= HIGH_WATER + 2 * ONE_READ
         assert flight.tape is not None
         assert sum(map(len, flight.tape.passed)) <= KEPT_KB * 1024 + HIGH_WATER + 2 * ONE_READ
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.fake_backend import FakeEngine, Script
+from relay.streams.kept import OBJECT_BYTES, RUN_BYTES
 from relay.streams.resume import Continuation, Ending, continuation
 from relay.streams.splice import Splice, summed
 from relay.streams.tape import Tape
@@ -264,7 +265,9 @@ def test_a_mark_of_the_byte_order_stays_at_the_beginning() -> None:
 
 def test_what_is_too_long_to_be_kept_does_not_go_on_again() -> None:
     splice = spliced(*FIRST)
-    small = Splice(replace(splice.asked), splice.passed, limit=len(b"".join(FIRST)))
+    small = Splice(
+        replace(splice.asked), splice.passed, limit=RUN_BYTES + sum(len(piece) + OBJECT_BYTES for piece in FIRST)
+    )
     assert small.is_resumable
     assert small.feed(sse(told(OTHER, " two")))
     assert not small.is_resumable

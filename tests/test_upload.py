@@ -204,13 +204,40 @@ async def test_an_upload_waits_for_its_turn() -> None:
         gate.router.in_flight["w1"] = 1
         sending = asyncio.create_task(send(gate, form()))
         async with asyncio.timeout(5):
-            while not gate.lobby.admission.waiting(MODEL):
+            while not gate.lobby.admission.waiting(f"{MODEL} (transcription)"):
                 await asyncio.sleep(0.001)
         del gate.router.in_flight["w1"]
         gate.lobby.call_next()
         answer = await sending
     assert answer.status_code == 200
     assert listener.body == form()
+
+
+async def test_a_client_is_held_back_while_its_upload_waits_for_its_turn() -> None:
+    """Its time for the body does not run meanwhile."""
+    listener, sent = Listener(), 0
+    whole = form(sound=SOUND * 24)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < len(whole):
+            sent += 65536
+            yield whole[sent - 65536 : sent]
+
+    admission = AdmissionSettings(capacity=1)
+    async with scripted(listener.script) as (_, address), door(admission=admission, body_timeout_s=0.2) as gate:
+        gate.add("w1", address)
+        gate.router.in_flight["w1"] = 1
+        sending = asyncio.create_task(send(gate, pieces(), {"content-length": str(len(whole))}))
+        stalled, last = 0, -1
+        while stalled < 250 and not sending.done():  # until nothing has moved for longer than a body may rest
+            await asyncio.sleep(0.002)
+            stalled, last = (stalled + 1, last) if sent and sent == last else (0, sent)
+        assert sent < len(whole)
+        del gate.router.in_flight["w1"]
+        gate.lobby.call_next()
+        assert (await sending).status_code == 200
+    assert listener.body == whole
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Who may go to a worker now, and who waits: a queue for every model that has no free replica."""
+"""Who may go to a worker now, and who waits: a queue for every line (``lines.py``) that has no free replica."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol
 
@@ -27,20 +27,30 @@ class HasCapacity(Protocol):
     def capacity(self) -> int | None:
         """How many requests it runs at once, as its worker says; None: it did not say."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of its model: the model's own, then its aliases."""
 
-Route = Callable[[str], Sequence[HasCapacity] | None]
-"""The ready replicas of a model."""
+
+class HasLines(Protocol):
+    """What of ``Lines`` admission needs."""
+
+    def replicas(self, line: str) -> Sequence[HasCapacity] | None:
+        """The ready ones that can serve it."""
+
+    def names(self, line: str) -> Sequence[str]:
+        """All names of its model."""
 
 
 class QueueListener(Protocol):
     """Who counts. Called once for every request that was in a queue or found it full."""
 
-    def queue_left(self, model: str, outcome: str, seconds: float) -> None:
+    def queue_left(self, line: str, outcome: str, seconds: float) -> None:
         """``outcome``: served, gone (its client), expired, refused (it never waited), pushed_out."""
 
 
 class Pace:
-    """How long a model's requests take at a worker."""
+    """How long a line's requests take at a worker."""
 
     __slots__ = ("count", "seconds")
 
@@ -66,15 +76,15 @@ class Standing(Generic[E]):
 
 
 class Admission(Generic[E]):
-    """All queues, by model. Single-threaded: to be used from one event loop.
+    """All queues, by line. Single-threaded: to be used from one event loop.
 
     ``now`` is the caller's clock in seconds, the one that ``Entry.arrived`` and ``Entry.deadline`` are of. A request
     that is let go to a worker is the caller's to count: nothing here knows what is in flight.
     """
 
-    def __init__(self, settings: AdmissionSettings, route: Route, listener: QueueListener) -> None:
+    def __init__(self, settings: AdmissionSettings, lines: HasLines, listener: QueueListener) -> None:
         self._settings = settings
-        self._route = route
+        self._lines = lines
         self._listener = listener
         self._queues: dict[str, FairQueue[E]] = {}
         """Only those in which somebody waits."""
@@ -85,159 +95,168 @@ class Admission(Generic[E]):
     # -- what every request asks -----------------------------------------------------------------------------------
 
     def capacity(self, model: str, replica: HasCapacity) -> int | None:
-        """How many requests may be in flight at a replica: as set, else as its worker says; None: as many as come."""
+        """How many requests may be in flight at a replica when one more for ``model`` comes: as set, else as its worker
+        says; None: as many as come.
+        """
         said = replica.capacity
-        return self._capacities.get(model, self._default_capacity) or (said if said and said > 0 else None)
+        own = self._own_capacity(model, replica) if self._capacities else None
+        return own or self._default_capacity or (said if said and said > 0 else None)
+
+    def _own_capacity(self, model: str, replica: HasCapacity) -> int | None:
+        """One for all names of the replica's model, whichever of them it is set for; an adapter may have its own."""
+        names = replica.names if model in replica.names else (model, *replica.names)
+        return next((self._capacities[name] for name in names if name in self._capacities), None)
 
     @property
     def is_anyone_waiting(self) -> bool:
         return bool(self._queues)
 
-    def has_queue(self, model: str) -> bool:
+    def has_queue(self, line: str) -> bool:
         """Whether somebody waits, so that whoever comes has to wait too."""
-        return model in self._queues
+        return line in self._queues
 
-    def landed(self, model: str, seconds: float) -> None:
+    def landed(self, line: str, seconds: float) -> None:
         """A request has left its worker, which it kept busy for so long."""
-        pace = self._paces.get(model)
+        pace = self._paces.get(line)
         if pace is None:
-            pace = self._paces[model] = Pace()
+            pace = self._paces[line] = Pace()
         pace.add(seconds)
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
-    def enter(self, model: str, entry: E, now: float) -> E | None:
-        """Let a request wait. Returns the one that had to leave for it, which is to be answered ``full(model)``.
+    def enter(self, line: str, entry: E, now: float) -> E | None:
+        """Let a request wait. Returns the one that had to leave for it, which is to be answered ``full(line)``.
 
         Raises TooManyRequests where the queue is full, QueueTimeout where the request could not be served in time.
         """
-        queue = self._queues.get(model) or FairQueue(self._settings.max_queue_of(model))
-        eta = self.eta_s(model, queue.ahead_of(entry))
+        queue = self._queues.get(line) or FairQueue(self._settings.max_queue_of(*self._lines.names(line)))
+        eta = self.eta_s(line, queue.ahead_of(entry))
         if entry.deadline <= now or (eta is not None and now + eta > entry.deadline):
-            self._listener.queue_left(model, "refused", 0.0)
-            raise self.too_late(model, eta)
+            self._listener.queue_left(line, "refused", 0.0)
+            raise self.too_late(line, eta)
         try:
             pushed_out = queue.push(entry)
         except QueueFull:
-            self._listener.queue_left(model, "refused", 0.0)
-            raise self.full(model) from None
-        self._queues[model] = queue
+            self._listener.queue_left(line, "refused", 0.0)
+            raise self.full(line) from None
+        self._queues[line] = queue
         if pushed_out is not None:
-            self._listener.queue_left(model, "pushed_out", now - pushed_out.arrived)
+            self._listener.queue_left(line, "pushed_out", now - pushed_out.arrived)
         return pushed_out
 
-    def next(self, model: str, now: float) -> E | None:
+    def next(self, line: str, now: float) -> E | None:
         """A replica has room: whose turn it is, who waits no longer; None when nobody does."""
-        queue = self._queues.get(model)
+        queue = self._queues.get(line)
         entry = queue.pop() if queue is not None else None
         if queue is None or entry is None:
             return None
-        # Last in line: models may share a worker, by aliases and adapters, and each is to have its turn there.
-        self._queues[model] = self._queues.pop(model)
-        self._drop_empty(model, queue)
-        self._listener.queue_left(model, "served", now - entry.arrived)
+        # To the end: lines may share a worker, as those of adapters do, and each is to have its turn there.
+        self._queues[line] = self._queues.pop(line)
+        self._drop_empty(line, queue)
+        self._listener.queue_left(line, "served", now - entry.arrived)
         return entry
 
-    def leave(self, model: str, entry: E, now: float) -> bool:
+    def leave(self, line: str, entry: E, now: float) -> bool:
         """The client does not wait any more. Whether it waited until now: its turn may have come just before."""
-        return self._remove(model, entry, "gone", now)
+        return self._remove(line, entry, "gone", now)
 
     def expired(self, now: float) -> list[tuple[str, E]]:
-        """Those whose deadline has passed, by model; they wait no longer and are to be answered ``too_late(model)``.
+        """Those whose deadline has passed, by line; they wait no longer and are to be answered ``too_late(line)``.
 
         O(n): to be called every second or so, instead of a timer for each.
         """
-        late = [(model, entry) for model, queue in self._queues.items() for entry in queue if entry.deadline <= now]
-        for model, entry in late:
-            self._remove(model, entry, "expired", now)
+        late = [(line, entry) for line, queue in self._queues.items() for entry in queue if entry.deadline <= now]
+        for line, entry in late:
+            self._remove(line, entry, "expired", now)
         return late
 
-    def _remove(self, model: str, entry: E, outcome: str, now: float) -> bool:
-        queue = self._queues.get(model)
+    def _remove(self, line: str, entry: E, outcome: str, now: float) -> bool:
+        queue = self._queues.get(line)
         if queue is None or not queue.remove(entry):
             return False
-        self._drop_empty(model, queue)
-        self._listener.queue_left(model, outcome, now - entry.arrived)
+        self._drop_empty(line, queue)
+        self._listener.queue_left(line, outcome, now - entry.arrived)
         return True
 
-    def _drop_empty(self, model: str, queue: FairQueue[E]) -> None:
+    def _drop_empty(self, line: str, queue: FairQueue[E]) -> None:
         if not queue:
-            del self._queues[model]
+            del self._queues[line]
 
     # -- how long it takes -----------------------------------------------------------------------------------------
 
-    def slots(self, model: str) -> int | None:
-        """How many requests of a model run at once; 0 while no replica is ready, None: as many as come."""
-        capacities = [self.capacity(model, replica) for replica in self._route(model) or ()]
+    def slots(self, line: str) -> int | None:
+        """How many requests of a line run at once; 0 while no replica is ready, None: as many as come."""
+        name = self._lines.names(line)[0]
+        capacities = [self.capacity(name, replica) for replica in self._lines.replicas(line) or ()]
         return None if None in capacities else sum(each or 0 for each in capacities)
 
-    def eta_s(self, model: str, position: int) -> float | None:
+    def eta_s(self, line: str, position: int) -> float | None:
         """Seconds until the request at ``position`` (0 is next) is let go, if all slots are busy now.
 
         ``slots`` requests that take ``pace`` each end ``slots / pace`` times a second. None: nobody knows.
         """
-        pace, slots = self._paces.get(model), self.slots(model)
+        pace, slots = self._paces.get(line), self.slots(line)
         return (position + 1) * pace.seconds / slots if pace and slots else None
 
-    def retry_after_s(self, model: str) -> int:
+    def retry_after_s(self, line: str) -> int:
         """When a request that found no place should come again: when those that wait now are gone, or one that runs."""
-        eta = self.eta_s(model, max(0, self.waiting(model) - 1))
+        eta = self.eta_s(line, max(0, self.waiting(line) - 1))
         return UNKNOWN_RETRY_S if eta is None else min(max(math.ceil(eta), MIN_RETRY_S), MAX_RETRY_S)
 
-    def waiting(self, model: str) -> int:
-        return len(self._queues.get(model, ()))
+    def waiting(self, line: str) -> int:
+        return len(self._queues.get(line, ()))
 
     # -- what is answered and shown --------------------------------------------------------------------------------
 
-    def full(self, model: str) -> TooManyRequests:
+    def full(self, line: str) -> TooManyRequests:
         """For a request that finds the queue full, or has to leave it for another one."""
-        seconds = self.retry_after_s(model)
+        seconds = self.retry_after_s(line)
         return TooManyRequests(
-            f"too many requests for {model} wait already ({self.waiting(model)}): try again in {seconds} s",
+            f"too many requests for {line} wait already ({self.waiting(line)}): try again in {seconds} s",
             code="queue_full",
             retry_after_s=seconds,
         )
 
-    def too_late(self, model: str, eta_s: float | None = None) -> QueueTimeout:
+    def too_late(self, line: str, eta_s: float | None = None) -> QueueTimeout:
         """For a request that has waited, or by ``eta_s`` would wait, longer than it may."""
-        seconds = self.retry_after_s(model)
-        why = f"no replica of {model} had room in the time that the request may wait"
+        seconds = self.retry_after_s(line)
+        why = f"no replica of {line} had room in the time that the request may wait"
         if eta_s is not None:
-            why = f"a request for {model} waits about {math.ceil(eta_s)} s now, longer than this one may"
+            why = f"a request for {line} waits about {math.ceil(eta_s)} s now, longer than this one may"
         return QueueTimeout(
             f"{why}: try again in {seconds} s, or let it wait longer with the header x-ichat-timeout-s",
             retry_after_s=seconds,
         )
 
-    def standings(self, model: str) -> list[Standing[E]]:
+    def standings(self, line: str) -> list[Standing[E]]:
         """All who wait, in order. One pass for a whole queue: to be asked for once a second, not by every request."""
-        queue = self._queues.get(model)
-        first, entries = self.eta_s(model, 0), queue.order() if queue else ()
+        queue = self._queues.get(line)
+        first, entries = self.eta_s(line, 0), queue.order() if queue else ()
         return [
             Standing(entry, position, None if first is None else first * (position + 1))
             for position, entry in enumerate(entries)
         ]
 
     def lengths(self) -> dict[str, int]:
-        """How many wait, by model."""
-        return {model: len(queue) for model, queue in self._queues.items()}
+        """How many wait, by line."""
+        return {line: len(queue) for line, queue in self._queues.items()}
 
-    def queued_models(self) -> list[str]:
+    def queued_lines(self) -> list[str]:
         return list(self._queues)
 
     def view(self, now: float) -> dict[str, Any]:
-        """For the admin API: the models that requests wait for, and the first of these."""
-        return {model: self._view_of(model, queue, now) for model, queue in self._queues.items()}
+        """For the admin API: the lines in which requests wait, and the first of these."""
+        return {line: self._view_of(line, queue, now) for line, queue in self._queues.items()}
 
-    def _view_of(self, model: str, queue: FairQueue[E], now: float) -> dict[str, Any]:
-        pace = self._paces.get(model)
+    def _view_of(self, line: str, queue: FairQueue[E], now: float) -> dict[str, Any]:
+        pace = self._paces.get(line)
         return {
             "waiting": len(queue),
             "max_queue": queue.limit,
-            "slots": self.slots(model),
+            "slots": self.slots(line),
             "mean_seconds": round(pace.seconds, 3) if pace else None,
             "by_key": dict(queue.count_keys()),
-            "queue": [view_of(standing, now) for standing in self.standings(model)[:MAX_SHOWN]],
+            "queue": [view_of(standing, now) for standing in self.standings(line)[:MAX_SHOWN]],
         }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from monitor.registry import Replica
 
@@ -17,6 +17,10 @@ class Circuit:
     opened: int = 0
     half_open_at: float = 0.0  # 0: not open
     is_probed: bool = False
+
+
+CLOSED: Final = Circuit()
+"""Of a replica that does well; never changed."""
 
 
 class Breakers:
@@ -74,7 +78,10 @@ class Breakers:
             return not was_probed
         return False
 
-    def open_ones(self, now: float) -> dict[str, float]:
-        """Worker id -> seconds until it is tried again, for the admin API."""
-        circuits = self._circuits.items()
-        return {worker_id: max(0.0, each.half_open_at - now) for worker_id, each in circuits if each.half_open_at}
+    def view(self, worker_id: str, now: float) -> dict[str, Any]:
+        """For the admin API; ``half_open``: one request may try it, or does."""
+        circuit = self._circuits.get(worker_id, CLOSED)
+        left_s = circuit.half_open_at - now
+        state = "closed" if not circuit.half_open_at else "open" if left_s > 0 else "half_open"
+        tried_again_in_s = round(left_s, 3) if state == "open" else None
+        return {"state": state, "failures_in_a_row": circuit.failures, "tried_again_in_s": tried_again_in_s}

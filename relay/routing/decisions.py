@@ -6,43 +6,47 @@ from collections import deque
 from typing import Any, Final
 
 from relay.routing.policy import View, cost_s, expected_wait_s
-from relay.routing.prefix import Share
 
 MAX_CANDIDATES: Final = 16
 """That are told of one decision: an answer's header has to stay short, and a list in memory too."""
 
-Candidates = tuple[tuple[str, int, int, float, float], ...]
-"""(worker id, its requests in flight, bytes of the prompt that it has probably cached, expected wait and cost in s)"""
-
-
-def candidates_of(view: View) -> Candidates:
-    return tuple(
-        (
-            replica.worker_id,
-            view.load(replica),
-            view.share.cached.get(replica.worker_id, 0),
-            expected_wait_s(view, replica),
-            cost_s(view, replica),
-        )
-        for replica in view.replicas[:MAX_CANDIDATES]
-    )
-
 
 class Decision:
-    """One choice of a replica."""
+    """One choice of a replica. It keeps the numbers that a look at it needs, but works nothing out before: of the
+    thousands that are made, few are looked at.
+    """
 
-    __slots__ = ("at", "attempt", "candidates", "policy", "request_id", "share", "worker_id")
+    __slots__ = ("_then", "_view", "at", "attempt", "policy", "request_id", "worker_id")
 
-    def __init__(
-        self, request_id: bytes, worker_id: str, policy: str, attempt: int, share: Share, candidates: Candidates
-    ) -> None:
+    def __init__(self, request_id: bytes, worker_id: str, policy: str, attempt: int, view: View) -> None:
+        """``view``: what it was made from, before the request counts in it."""
         self.at = time.time()
         self.request_id = request_id
         self.worker_id = worker_id
         self.policy = policy
         self.attempt = attempt
-        self.share = share
-        self.candidates = candidates
+        self._view = view._replace(session=b"") if view.session else view  # which may be long, and is not shown
+        # What of it goes on changing, in one tuple: each object more is felt.
+        ids = [replica.worker_id for replica in view.replicas[:MAX_CANDIDATES]]
+        self._then: tuple[Any, ...] = (
+            *map(view.in_flight.get, ids),
+            *map(view.pending.get, ids),
+            *map(view.speeds.get, ids),
+        )
+
+    def view_then(self) -> View:
+        """What it was made from, as that was then; of its candidates."""
+        replicas = self._view.replicas[:MAX_CANDIDATES]
+        count, then = len(replicas), self._then
+        in_flight, pending, speeds = (
+            {
+                replica.worker_id: value
+                for replica, value in zip(replicas, then[start : start + count], strict=True)
+                if value is not None
+            }
+            for start in range(0, 3 * count, count)
+        )
+        return self._view._replace(replicas=replicas, in_flight=in_flight, pending=pending, speeds=speeds)
 
     def view(self) -> dict[str, Any]:
         return {
@@ -51,27 +55,19 @@ class Decision:
             "worker_id": self.worker_id,
             "policy": self.policy,
             "attempt": self.attempt,
-            "prompt_bytes": self.share.total,
+            "prompt_bytes": self._view.share.total,
             "reason": self.reason(),
-            "candidates": [
-                {
-                    "worker_id": worker_id,
-                    "in_flight": load,
-                    "cached_bytes": cached,
-                    "expected_wait_s": round(wait_s, 4),
-                    "cost_s": round(total_s, 4),
-                }
-                for worker_id, load, cached, wait_s, total_s in self.candidates
-            ],
+            "candidates": candidates_of(self.view_then()),
         }
 
     def reason(self) -> str:
         """In words."""
-        if len(self.candidates) == 1:
+        if len(self._view.replicas) == 1:
             return "the only one that could be asked"
-        cached = self.share.cached.get(self.worker_id, 0)
+        share = self._view.share
+        cached = share.cached.get(self.worker_id, 0)
         return {
-            "cache_aware": f"least to wait, for it and for others, with {cached} of {self.share.total} bytes cached",
+            "cache_aware": f"least to wait, for it and for others, with {cached} of {share.total} bytes cached",
             "least_load": "fewest requests in flight",
             "power_of_two": "the less loaded one of two at random",
             "round_robin": "its turn",
@@ -82,6 +78,19 @@ class Decision:
     def header(self) -> bytes:
         """One line of JSON."""
         return json.dumps(self.view(), separators=(",", ":")).encode()
+
+
+def candidates_of(view: View) -> list[dict[str, Any]]:
+    return [
+        {
+            "worker_id": replica.worker_id,
+            "in_flight": view.load(replica),
+            "cached_bytes": view.share.cached.get(replica.worker_id, 0),
+            "expected_wait_s": round(expected_wait_s(view, replica), 4),
+            "cost_s": round(cost_s(view, replica), 4),
+        }
+        for replica in view.replicas
+    ]
 
 
 class DecisionLog:

@@ -13,7 +13,7 @@ from relay.request import RequestFields, content_of, session_of
 from relay.routes import TASKS
 from relay.routing import policy
 from relay.routing.breaker import Breakers
-from relay.routing.decisions import Decision, DecisionLog, candidates_of
+from relay.routing.decisions import Decision, DecisionLog
 from relay.routing.prefix import Chain, PrefixTree, Share, chain_of
 from relay.routing.speeds import Speeds
 from relay.usage import Usage
@@ -147,7 +147,7 @@ class Router:
         is_asked = flight.headers.get(EXPLAIN_HEADER) == b"1"
         if not is_asked and (len(view.replicas) == 1 or not self._keeps_decisions):
             return
-        decision = Decision(flight.id, replica.worker_id, name, flight.attempts + 1, view.share, candidates_of(view))
+        decision = Decision(flight.id, replica.worker_id, name, flight.attempts + 1, view)
         if self._keeps_decisions:
             self.decisions.add(flight.model, decision)
         if is_asked:

@@ -1,6 +1,5 @@
 """Tape: what of a stream has gone to the client, and whether the stream has ended well."""
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,13 +15,14 @@ from relay.streams.events import (
     read_chunk,
     split_events,
 )
+from relay.streams.kept import Kept
 
-KEPT_AFTER_ALL: Final = 8
-"""Pieces that are still remembered, of the last, when a stream is too long to be kept: enough to judge its end."""
 SUSPICIOUS: Final = (b'"error"', b'"abort"', b"[DONE]")
 FINISH: Final = (b'"finish_reason":"', b'"finish_reason": "')
 SECOND_CHOICE: Final = (b'"index":1', b'"index": 1')
 """How it says that there is one; or a tool call that has this index."""
+QUOTE: Final = ord(b'"')
+LINE_END: Final = ord(b"\n")
 
 
 class Tape:
@@ -32,38 +32,64 @@ class Tape:
     back what would end it badly: a ``[DONE]`` before every choice has its finish reason, an engine's own failure, the
     finish reasons of an engine that stops (``CUT_SHORT``). From then on it ``is_broken``, and passes nothing more.
 
-    ``feed`` is called for every chunk of every stream: a piece of whole events without a suspicious word in it is
-    remembered by reference and passed, unread. In JSON the words that are looked for cannot be part of a text, whose
+    ``feed`` is called for every chunk of every stream, or ``take_chunk``: a piece of whole events without a suspicious
+    word in it is kept and passed, unread. In JSON the words that are looked for cannot be part of a text, whose
     quotes are escaped; a text that *is* such a word costs one look.
     """
 
-    __slots__ = ("_blocks", "_is_wary", "_limit", "_passed", "_size", "has_failed", "is_broken", "is_done",
-                 "is_resumable", "reason")  # fmt: skip
+    __slots__ = ("_blocks", "_is_wary", "_kept", "_may_go_on", "has_failed", "is_broken", "is_done", "reason")
 
     def __init__(self, limit: int, passed: Sequence[bytes] = ()) -> None:
-        """``limit``: bytes to keep at most. ``passed``: what the client has got of the same stream before."""
-        self._limit = limit
+        """``limit``: bytes of memory to keep at most. ``passed``: what the client has got of the same stream before."""
+        self._kept = Kept(limit, passed)
         self._blocks = Blocks()
         self._is_wary = False  # an event has come in part, or nothing may pass any more
-        self._passed: list[bytes] | deque[bytes] = list(passed)
-        self._size = sum(map(len, passed))
+        self._may_go_on = True
         self.is_broken = False
         self.is_done = False
         """``[DONE]`` has been passed."""
         self.has_failed = False
         """The engine refused the request by an event of the stream, which was passed: no other would do better."""
-        self.is_resumable = True
-        """All that was passed is still known."""
         self.reason = ""
         """Why it ``is_broken``, to be put after "the worker"."""
 
     @property
+    def is_resumable(self) -> bool:
+        """All that was passed is still known, and another worker could go on."""
+        return self._may_go_on and self._kept.is_all
+
+    @property
     def passed(self) -> Sequence[bytes]:
         """The pieces that the client has got: all of them while ``is_resumable``."""
-        return self._passed
+        return self._kept.pieces()
+
+    def tail(self) -> Sequence[bytes]:
+        """The last two of them."""
+        return self._kept.tail()
+
+    def take_chunk(self, chunk: bytes, start: int) -> int:
+        """As ``take``, of the piece that stands in ``chunk`` from ``start`` on, before a line's end: how many events.
+
+        Of nearly every chunk of nearly every stream this is all that is done to it: a text without a quote or a line's
+        end, where others stood before in events that were found harmless, is harmless.
+        """
+        kept = self._kept
+        end = start + len(kept.prefix)
+        left = len(chunk) - len(kept.suffix) - 2
+        if end <= left and chunk[left:-2] == kept.suffix and chunk[start:end] == kept.prefix and not self._is_wary:
+            text = chunk[end:left]
+            if not (QUOTE in text or LINE_END in text):
+                kept.add_text(text)
+                return 1
+        piece = chunk[start:-2]
+        return max(1, piece.count(b"data:")) if self.take(piece) else 0
 
     def feed(self, piece: bytes) -> bytes:
         """What of the stream may go to the client now."""
+        return piece if self.take(piece) else self._feed_with_care(piece)
+
+    def take(self, piece: bytes) -> bool:
+        """Whether it may go to the client as it is, and is kept; if not, ``feed`` must be given it."""
         # ``find``, for ``in`` takes half as long again: it first tries whether what it looks for is a number.
         if (
             self._is_wary
@@ -71,12 +97,10 @@ class Tape:
             or piece.find(b'"error"') >= 0
             or piece.find(b'"abort"') >= 0
         ):
-            return self._feed_with_care(piece)
-        self._passed.append(piece)
-        self._size += len(piece)
-        if self._size > self._limit:
-            self._forget()
-        return piece
+            return False
+        self._kept.add(piece)
+        self._kept.learn(piece)
+        return True
 
     def finish(self) -> bytes:
         """The worker has ended its answer as HTTP has it. What is still to be passed; ``is_broken`` if it ended badly.
@@ -89,13 +113,13 @@ class Tape:
             self.break_off("ended its stream without a finish_reason")
         if self.is_broken or not rest:
             return passed
-        self._keep(rest)
+        self._kept.add(rest)
         return passed + rest
 
     def break_off(self, reason: str, *, for_good: bool = False) -> None:
         """Nothing more is passed. ``for_good``: no other worker can go on."""
         self.is_broken = self._is_wary = True
-        self.is_resumable = self.is_resumable and not for_good
+        self._may_go_on = self._may_go_on and not for_good
         self.reason = self.reason or reason
 
     def _feed_with_care(self, piece: bytes) -> bytes:
@@ -110,21 +134,9 @@ class Tape:
         for block in split_events(events):
             if not self._may_pass(block):
                 break
-            self._keep(block)
+            self._kept.add(block)
             passed.append(block)
         return b"".join(passed)
-
-    def _keep(self, block: bytes) -> None:
-        self._passed.append(block)
-        self._size += len(block)
-        if self._size > self._limit:
-            self._forget()
-
-    def _forget(self) -> None:
-        self.is_resumable = False
-        self._passed = deque(self._passed, KEPT_AFTER_ALL)
-        self._size = 0
-        self._limit = 1 << 62
 
     def _may_pass(self, block: bytes) -> bool:
         if not any(block.find(word) >= 0 for word in SUSPICIOUS):
@@ -155,15 +167,14 @@ class Tape:
             self.break_off(f"ended its stream by finish_reason {cut[0]}")
 
     def _has_finished(self) -> bool:
-        return has_finished(self._passed, is_all=self.is_resumable)
+        return has_finished(self._kept.skeleton(), is_all=self.is_resumable)
 
 
-def has_finished(passed: Sequence[bytes], *, is_all: bool = True) -> bool:
+def has_finished(stream: bytes, *, is_all: bool = True) -> bool:
     """Whether every choice that begins in these whole events has its finish reason, and there is one.
 
     Of a stream's tail (not ``is_all``) one choice is enough. Where only one choice begins, nothing is parsed.
     """
-    stream = b"".join(passed)
     if is_all and any(stream.find(word) >= 0 for word in SECOND_CHOICE):
         return all_finished(stream)
     return any(stream.rfind(word) >= 0 for word in FINISH)

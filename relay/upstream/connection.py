@@ -12,6 +12,7 @@ import httptools
 
 from relay.headers import Header
 from relay.upstream.exchange import BadAnswer, ConnectionBroken, Exchange, UpstreamError
+from relay.upstream.sole_chunk import HEADS, MAX_READ_BYTES
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """A worker whose status line and headers are longer than this is broken; as is one that sends more than this, beyond
@@ -36,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._headers: list[Header] = []
         self._bare = 0  # bytes since the last that were of use
+        self._is_between_chunks = False  # all that was read is parsed, and ended with a chunk that was not the last
         self._until_close = False
         self._out_of_step = False
         self._keep_alive = False
@@ -47,6 +49,7 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         self._headers = []
         self._bare = 0
+        self._is_between_chunks = False
         if self.closed:
             exchange.fail(ConnectionBroken("closed the connection"))
             return
@@ -111,6 +114,17 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             self.abort()  # a worker that talks without having been asked
             return
+        if self._is_between_chunks:
+            # The parser need not know of a chunk that is whole: it stays where it is. What waits in the exchange waits
+            # for a reader without room, who would not take this either.
+            size, shortcut = len(data), exchange.shortcut
+            if shortcut is not None and size < MAX_READ_BYTES and data[-2:] == b"\r\n":
+                head = HEADS[size]
+                start = len(head)
+                if data[:start] == head and shortcut(data, start):
+                    exchange.heard = True
+                    return
+            self._is_between_chunks = False
         self._bare += len(data)
         try:
             self._parser.feed_data(data)
@@ -122,6 +136,8 @@ class Connection(asyncio.Protocol):
         if self._bare > MAX_HEAD_BYTES and not exchange.done:
             self._break(BadAnswer(f"sent headers of more than {MAX_HEAD_BYTES} bytes"))
             return
+        if self._is_between_chunks:  # or within the next one's head, which ends so only when the parser has it
+            self._is_between_chunks = data.endswith(b"\r\n")
         exchange.arrive()
 
     def eof_received(self) -> bool:
@@ -174,7 +190,14 @@ class Connection(asyncio.Protocol):
             self.is_paused = True
             self._transport.pause_reading()
 
+    def on_chunk_header(self) -> None:
+        self._is_between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._is_between_chunks = True
+
     def on_message_complete(self) -> None:
+        self._is_between_chunks = False
         if self._exchange is not None and self._exchange.started:
             self._exchange.done = True
             # To be asked here: the parser has forgotten it when the next call begins.

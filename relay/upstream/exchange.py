@@ -60,11 +60,17 @@ class Reader(Protocol):
         """Stop or go on sending more of the request's body."""
 
 
+Shortcut = Callable[[bytes, int], bool]
+"""(a whole chunk of the chunked coding, where its data begins) -> whether it was passed on as it is, to a reader that
+had room; if not, nothing was done. Set by the reader when it has the head.
+"""
+
+
 class Exchange:
     """What is sent, what has come, and whom it goes to. Made by ``Upstream.open``; ended by ``Upstream.close``."""
 
     __slots__ = ("_chunks", "_is_told", "_on_broken", "_silent_s", "_size", "address", "body", "connection",
-                 "done", "error", "head", "headers", "heard", "is_closed", "is_sent", "reader", "started",
+                 "done", "error", "head", "headers", "heard", "is_closed", "is_sent", "reader", "shortcut", "started",
                  "status")  # fmt: skip
 
     def __init__(
@@ -87,6 +93,7 @@ class Exchange:
         self.error: UpstreamError | None = None
         self.heard = True  # something of the answer has come since silence was last measured
         self.is_closed = False
+        self.shortcut: Shortcut | None = None
         self.is_sent = True  # nothing more of the request's body will come by ``send_more``
         self._on_broken = on_broken
         self._silent_s = 0.0
