@@ -145,7 +145,7 @@ class Flight:
             self.queued_s * 1000,
         )
         if self.grant is not UNLIMITED:
-            own += self.grant.lines()
+            own += self.grant.lines
         if self.decision:
             own += b"x-ichat-decision: %b\r\n" % self.decision
         return own

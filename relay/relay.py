@@ -1,7 +1,6 @@
 """Relay: the data plane. Requests come in by the doors (relay/door.py), answers go out by the workers'."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from config.settings import ServerSettings
@@ -14,7 +13,7 @@ from relay.call import Call
 from relay.dispatch import Dispatcher
 from relay.flight import Flight
 from relay.lobby import Lobby
-from relay.request import body_too_large, check_content_type, new_tokens_of, parse_fields
+from relay.request import body_too_large, check_content_type, parse_fields
 from relay.routes import ROUTES, UPLOADS
 from relay.streams.events import error_event
 from relay.tracing.context import Tracing
@@ -125,7 +124,7 @@ class Relay:
         if flight.trace is not None:
             flight.trace.model = flight.model
         if flight.client.limits is not None:
-            flight.grant = self._limits.admit(flight.client.name, flight.body, partial(new_tokens_of, fields))
+            flight.grant = self._limits.admit(flight.client.name, flight.body, fields)
         self._heed(flight)
         try:
             self._border.enter(flight)

@@ -16,7 +16,7 @@ MAX_N: Final = 128
 NO_MODEL = "model is missing: name one of the models that GET /v1/models lists"
 
 
-class RequestFields(msgspec.Struct):
+class RequestFields(msgspec.Struct, gc=False):
     """What the gateway reads of a body; the engine reads the rest."""
 
     model: str | msgspec.UnsetType = msgspec.UNSET

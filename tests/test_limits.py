@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from limits.strategies import MovingWindowRateLimiter
 from config.settings import ClientKey
 from relay.admission.limits import TOKENS_PER_MEDIUM, UNLIMITED, Limits, duration, estimate_tokens, headers_of
 from relay.admission.windows import SLICES, KeyLimit, KnownWindowRateLimiter, SlicedWindows
+from relay.request import RequestFields
 from tests.doubles import PATIENT
 from utils.errors import TooManyRequests
 
@@ -31,6 +33,10 @@ class Clock:
         return self.now
 
 
+def fields_of(new_tokens: int) -> RequestFields:
+    return RequestFields(max_tokens=msgspec.Raw(b"%d" % new_tokens))
+
+
 class Desk:
     """The limits of one key, ``alice``."""
 
@@ -40,7 +46,11 @@ class Desk:
         self.limits = Limits([key], self.clock)
 
     def admit(self, body: bytes = BODY, new_tokens: int = 0) -> Any:
-        return self.limits.admit("alice", body, lambda: new_tokens)
+        return self.limits.admit("alice", body, fields_of(new_tokens))
+
+    def lines(self) -> dict[bytes, bytes]:
+        """How the limits stand now."""
+        return dict(headers_of(self.limits._quotas["alice"].lines()))
 
     def refusal(self, body: bytes = BODY, new_tokens: int = 0) -> TooManyRequests:
         with pytest.raises(TooManyRequests) as caught:
@@ -113,7 +123,7 @@ def test_what_was_not_used_is_free_again() -> None:
     desk.clock.now += 5
     assert of(desk.refusal(), "x-ratelimit-remaining-tokens") == "0"
     grant.settle(12)
-    assert dict(headers_of(grant.lines()))[b"x-ratelimit-remaining-tokens"] == b"88"
+    assert desk.lines()[b"x-ratelimit-remaining-tokens"] == b"88"
     desk.admit(new_tokens=78)
     desk.refusal()
 
@@ -122,7 +132,7 @@ def test_what_was_used_beyond_the_estimate_counts() -> None:
     desk = Desk(tokens_per_minute=100)
     grant = desk.admit()
     grant.settle(500)
-    assert dict(headers_of(grant.lines()))[b"x-ratelimit-remaining-tokens"] == b"0"
+    assert desk.lines()[b"x-ratelimit-remaining-tokens"] == b"0"
     desk.refusal()
     desk.clock.now += 60
     desk.admit()
@@ -133,16 +143,16 @@ def test_the_last_word_on_what_was_used_counts() -> None:
     grant = desk.admit()
     for used, left in ((30, b"70"), (30, b"70"), (0, b"100"), (20, b"80")):
         grant.settle(used)
-        assert dict(headers_of(grant.lines()))[b"x-ratelimit-remaining-tokens"] == left
+        assert desk.lines()[b"x-ratelimit-remaining-tokens"] == left
 
 
 def test_what_is_settled_after_its_minute_gives_nothing_back() -> None:
     desk = Desk(tokens_per_minute=100)
     grant = desk.admit(new_tokens=90)
     desk.clock.now += 61
-    second = desk.admit(new_tokens=40)
+    desk.admit(new_tokens=40)
     grant.settle(0)
-    assert dict(headers_of(second.lines()))[b"x-ratelimit-remaining-tokens"] == b"50"
+    assert desk.lines()[b"x-ratelimit-remaining-tokens"] == b"50"
 
 
 def test_what_was_given_back_does_not_leave_the_window_a_second_time() -> None:
@@ -208,7 +218,7 @@ def test_who_is_refused_for_another_reason_takes_no_place() -> None:
 
 def test_the_headers_are_those_of_openai() -> None:
     desk = Desk(requests_per_minute=60, tokens_per_minute=1000)
-    assert dict(headers_of(desk.admit(new_tokens=90).lines())) == {
+    assert dict(headers_of(desk.admit(new_tokens=90).lines)) == {
         b"x-ratelimit-limit-requests": b"60",
         b"x-ratelimit-remaining-requests": b"59",
         b"x-ratelimit-reset-requests": b"1m0s",
@@ -219,10 +229,10 @@ def test_the_headers_are_those_of_openai() -> None:
 
 
 def test_a_limit_that_is_not_set_has_no_headers() -> None:
-    assert {name for name, _ in headers_of(Desk(tokens_per_minute=9999).admit().lines())} == {
+    assert {name for name, _ in headers_of(Desk(tokens_per_minute=9999).admit().lines)} == {
         b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"
     }  # fmt: skip
-    assert Desk(concurrency=1).admit().lines() == b""
+    assert Desk(concurrency=1).admit().lines == b""
 
 
 def test_what_is_refused_has_the_headers_too() -> None:
@@ -246,9 +256,9 @@ def test_durations_are_written_as_openai_does(seconds: float, text: bytes) -> No
 def test_a_key_without_limits_has_all_it_wants(limits: dict[str, Any] | None) -> None:
     keys = [ClientKey.model_validate({"name": "bob", "hash": HASH, "limits": limits})]
     for name in ("bob", "", "unknown"):
-        grant = Limits(keys).admit(name, BODY, lambda: 10**9)
+        grant = Limits(keys).admit(name, BODY, fields_of(10**9))
         assert grant is UNLIMITED
-        assert grant.lines() == b""
+        assert grant.lines == b""
         grant.settle(10**9)
         grant.release()
 

@@ -5,13 +5,14 @@ The minutes are moving windows of the library ``limits``; ``relay/admission/wind
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from config.admission import KeyLimits
 from config.settings import ClientKey
 from relay.admission.windows import Clock, KeyLimit, KnownWindowRateLimiter, SlicedWindows
 from relay.headers import Header
+from relay.request import NO_FIELDS, RequestFields, new_tokens_of
 from utils.errors import TooManyRequests
 
 BYTES_PER_TOKEN: Final = 4
@@ -36,6 +37,7 @@ def estimate_tokens(body: bytes, new_tokens: int = 0) -> int:
     return max(1, text // BYTES_PER_TOKEN) + media * TOKENS_PER_MEDIUM + max(0, new_tokens)
 
 
+WINDOW_S: Final = 60
 SOON: Final = tuple(b"%ds" % seconds for seconds in range(60))
 
 
@@ -53,45 +55,27 @@ def headers_of(lines: bytes) -> list[Header]:
 class Rate:
     """One limit of one key: so many ``units`` (requests or tokens) a minute."""
 
-    __slots__ = ("_clock", "_limiter", "_lines", "_window", "item", "units")
+    __slots__ = ("amount", "lines_format", "units", "window")
 
     def __init__(self, key: str, units: str, amount: int, windows: SlicedWindows, clock: Clock) -> None:
-        self.item = KeyLimit(amount, f"{units}/{key}")
+        self.amount = amount
         self.units = units
-        self._limiter = KnownWindowRateLimiter(windows, self.item, clock)
-        self._window = self._limiter.window
-        self._clock = clock
+        self.window = KnownWindowRateLimiter(windows, KeyLimit(amount, f"{units}/{key}"), clock).window
         # OpenAI's three (https://platform.openai.com/docs/guides/rate-limits, "Rate limits in headers").
-        self._lines = b"".join(
+        self.lines_format = b"".join(
             b"x-ratelimit-%b-%b: %b\r\n" % (what, units.encode(), value)
             for what, value in ((b"limit", b"%d" % amount), (b"remaining", b"%d"), (b"reset", b"%b"))
         )
 
-    def hit(self, cost: int) -> bool:
-        return self._limiter.hit(self.item, cost=cost)
-
-    def last_slice(self) -> int:
-        """In which the last hit was counted, for ``give_back``."""
-        return self._window.slices[-1][0]
-
-    def add(self, cost: int) -> None:
-        """What has been used already, whether there is room for it or not."""
-        self._window.forget(self._clock())
-        self._window.add(cost)
-
-    def give_back(self, index: int, cost: int) -> None:
-        self._window.give_back(index, cost)
-
-    def seconds_until(self, used: int) -> float:
+    def seconds_until(self, now: float, used: int) -> float:
         """Until at most ``used`` units of the minute are used."""
-        return max(0.0, self._window.time_of_room(used) - self._clock())
+        return max(0.0, self.window.time_of_room(used) - now)
 
-    def lines(self) -> bytes:
-        """How it stands now, as headers are written; ``reset`` is when all is free again."""
-        window, now = self._window, self._clock()
+    def lines(self, now: float) -> bytes:
+        """How it stands, as headers are written; ``reset`` is when all is free again."""
+        window = self.window
         window.forget(now)
-        left = self.item.amount - window.total
-        return self._lines % (left if left > 0 else 0, duration(window.time_when_free() - now))
+        return self.lines_format % (max(0, self.amount - window.total), duration(window.time_when_free() - now))
 
 
 class Grant:
@@ -99,9 +83,8 @@ class Grant:
 
     __slots__ = ()
 
-    def lines(self) -> bytes:
-        """For the answer's head: what is left of the key's limits now."""
-        return b""
+    lines = b""
+    """For the answer's head: what was left of the key's limits when the request came."""
 
     def settle(self, tokens: int) -> None:
         """What the request really used, by its ``usage``; 0 for one that no worker answered. The last word counts."""
@@ -113,26 +96,20 @@ class Grant:
 class LimitedGrant(Grant):
     """Leave for one request of a key with limits."""
 
-    __slots__ = ("_is_released", "_quota", "_slice", "_tokens")
+    __slots__ = ("_is_released", "_quota", "_slice", "_tokens", "lines")
 
-    def __init__(self, quota: "Quota", tokens: int) -> None:
+    def __init__(self, quota: "Quota", tokens: int, slice_of_tokens: int, lines: bytes) -> None:
         self._quota = quota
         self._tokens = tokens  # counted for it until now
-        self._slice = quota.tokens.last_slice() if quota.tokens else 0
+        self._slice = slice_of_tokens  # in which they were
         self._is_released = False
-
-    def lines(self) -> bytes:
-        return self._quota.lines()
+        self.lines = lines
 
     def settle(self, tokens: int) -> None:
-        rate, more = self._quota.tokens, tokens - self._tokens
-        if rate is None or not more:
-            return
-        if more > 0:
-            rate.add(more)
-        else:
-            rate.give_back(self._slice, -more)
-        self._tokens = tokens
+        more = tokens - self._tokens
+        if more:
+            self._tokens = tokens
+            self._quota.settle(self._slice, more)
 
     def release(self) -> None:
         if not self._is_released:
@@ -143,10 +120,11 @@ class LimitedGrant(Grant):
 class Quota:
     """The limits of one key, and what it has used of them."""
 
-    __slots__ = ("_concurrency", "_key", "requests", "running", "tokens")
+    __slots__ = ("_clock", "_concurrency", "_key", "_lines_format", "requests", "running", "tokens")
 
     def __init__(self, key: str, limits: KeyLimits, clock: Clock) -> None:
         windows = SlicedWindows(clock)
+        self._clock = clock
         self._key = key
         self._concurrency = limits.concurrency
         self.running = 0
@@ -154,35 +132,61 @@ class Quota:
         self.requests = Rate(key, "requests", per_minute, windows, clock) if per_minute else None
         per_minute = limits.tokens_per_minute
         self.tokens = Rate(key, "tokens", per_minute, windows, clock) if per_minute else None
+        # What has just been hit is free again when a whole window is over.
+        self._lines_format = b"".join(
+            rate.lines_format.replace(b": %b", b": " + duration(WINDOW_S)) for rate in self._rates()
+        )
 
-    def admit(self, body: bytes, new_tokens: Callable[[], int]) -> LimitedGrant:
+    def _rates(self) -> list[Rate]:
+        return [rate for rate in (self.requests, self.tokens) if rate is not None]
+
+    def admit(self, body: bytes, fields: RequestFields) -> LimitedGrant:
         """Raises TooManyRequests. What is refused is not counted: who tries again must not lock himself out."""
         if self._concurrency is not None and self.running >= self._concurrency:
             raise self._too_many_at_once(self._concurrency)
-        if self.requests is not None and not self.requests.hit(1):
-            raise self._too_many(self.requests, 1)
-        tokens = 0
-        if self.tokens is not None:
-            tokens = estimate_tokens(body, new_tokens())
-            if not self.tokens.hit(tokens):
-                if self.requests is not None:
-                    self.requests.give_back(self.requests.last_slice(), 1)
-                raise self._too_many(self.tokens, tokens)
+        now, tokens, index = self._clock(), 0, 0
+        left: tuple[int, ...] = ()
+        requests = self.requests
+        if requests is not None:
+            if not requests.window.hit(now, 1, requests.amount):
+                raise self._too_many(requests, 1)
+            left = (requests.amount - requests.window.total,)
+        rate = self.tokens
+        if rate is not None:
+            tokens = estimate_tokens(body, new_tokens_of(fields))
+            if not rate.window.hit(now, tokens, rate.amount):
+                if requests is not None:
+                    requests.window.give_back(requests.window.index, 1)
+                raise self._too_many(rate, tokens)
+            index = rate.window.index
+            left = (*left, rate.amount - rate.window.total)
         self.running += 1
-        return LimitedGrant(self, tokens)
+        return LimitedGrant(self, tokens, index, self._lines_format % left)
+
+    def settle(self, index: int, more: int) -> None:
+        """So many tokens more, or less, than were counted in the slice ``index``; whether there is room or not."""
+        if self.tokens is None:
+            return
+        window = self.tokens.window
+        if more > 0:
+            window.forget(self._clock())
+            window.add(more)
+        else:
+            window.give_back(index, -more)
 
     def lines(self) -> bytes:
-        lines = self.requests.lines() if self.requests is not None else b""
-        return lines + self.tokens.lines() if self.tokens is not None else lines
+        """How its limits stand now, as headers are written."""
+        now = self._clock()
+        return b"".join(rate.lines(now) for rate in self._rates())
 
     def _too_many(self, rate: Rate, cost: int) -> TooManyRequests:
-        allowed = rate.item.amount
+        allowed = rate.amount
         if cost > allowed:
             return self._refusal(
                 f"this request is rated at {cost} tokens, and the key {self._key!r} may use {allowed} a minute: "
                 "send a shorter prompt or a smaller max_tokens", None
             )  # fmt: skip
-        seconds = max(1, math.ceil(rate.seconds_until(allowed - cost)))
+        seconds = max(1, math.ceil(rate.seconds_until(self._clock(), allowed - cost)))
         rated = f" (this request is rated at {cost})" if rate is self.tokens else ""
         return self._refusal(
             f"the key {self._key!r} may use {allowed} {rate.units} a minute{rated}: try again in {seconds} s", seconds
@@ -209,11 +213,10 @@ class Limits:
             key.name: Quota(key.name, key.limits, clock) for key in keys if key.limits and key.limits != KeyLimits()
         }
 
-    def admit(self, key: str, body: bytes, new_tokens: Callable[[], int] = int) -> Grant:
+    def admit(self, key: str, body: bytes, fields: RequestFields = NO_FIELDS) -> Grant:
         """Leave for a request of the key named ``key``. Raises TooManyRequests.
 
-        ``new_tokens``: the most that the request lets the model say, all answers together; 0 where it does not say.
-        It is asked only if it counts.
+        ``fields`` say how much the request lets the model say.
         """
         quota = self._quotas.get(key)
-        return UNLIMITED if quota is None else quota.admit(body, new_tokens)
+        return UNLIMITED if quota is None else quota.admit(body, fields)

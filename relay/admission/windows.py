@@ -35,13 +35,29 @@ class KeyLimit(RateLimitItemPerMinute):
 class Window:
     """What one limit has let through within the last ``SLICES`` slices of ``slice_s`` seconds. Times in seconds."""
 
-    __slots__ = ("index", "slice_s", "slices", "total")
+    __slots__ = ("_newest", "index", "slice_s", "slices", "total")
 
     def __init__(self, length_s: float) -> None:
         self.slice_s = length_s / SLICES
         self.slices: deque[list[int]] = deque()  # [index, amount], oldest first
+        self._newest = [-1, 0]  # slice
         self.index = 0  # of the slice of the last look
         self.total = 0
+
+    def hit(self, now: float, amount: int, limit: int) -> bool:
+        """Whether so much more is within the limit, and counted."""
+        index = int(now / self.slice_s)
+        if index != self.index:
+            self.forget(now)
+        total = self.total + amount
+        if total > limit:
+            return False
+        if self._newest[0] == index:
+            self.total = total
+            self._newest[1] += amount
+        else:
+            self.add(amount)
+        return True
 
     def forget(self, now: float) -> None:
         """What has left the window by now counts no more."""
@@ -54,10 +70,11 @@ class Window:
     def add(self, amount: int) -> None:
         """At the time of the last ``forget``."""
         self.total += amount
-        if self.slices and self.slices[-1][0] == self.index:
-            self.slices[-1][1] += amount
+        if self._newest[0] == self.index:
+            self._newest[1] += amount
         else:
-            self.slices.append([self.index, amount])
+            self._newest = [self.index, amount]
+            self.slices.append(self._newest)
 
     def give_back(self, index: int, amount: int) -> None:
         """Of what was added in the slice ``index``; nothing where that has left the window."""
@@ -97,12 +114,7 @@ class KnownWindowRateLimiter(MovingWindowRateLimiter):
         self._clock = clock
 
     def hit(self, item: RateLimitItem, *identifiers: str, cost: int = 1) -> bool:
-        window = self.window
-        window.forget(self._clock())
-        if window.total + cost > item.amount:
-            return False
-        window.add(cost)
-        return True
+        return self.window.hit(self._clock(), cost, item.amount)
 
 
 class SlicedWindows(Storage, MovingWindowSupport):
