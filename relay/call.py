@@ -119,6 +119,12 @@ class Call:
         content.append(b"\r\n")
         self._head = b"".join(content)
 
+    def start_whole(self, written: bytes, length: int) -> None:
+        """As ``start``, of an answer of status 200 and this length, with all other headers as they are written."""
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self._left, self.is_chunked = length, False
+        self._head = b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n%b" % (written, length, end)
+
     def push(self, piece: bytes, last: bool) -> None:
         """A piece of the body: one write with the head if that is due, and with the end if it is the ``last``."""
         if self.disconnected or self.response_complete:

@@ -120,7 +120,7 @@ class Dispatcher:
                 return
         else:
             self._breakers.succeeded(flight.worker)
-        streams = exchange.status == 200 and is_event_stream(exchange.headers)
+        streams = exchange.status == 200 and exchange.written is None and is_event_stream(exchange.headers)
         if flight.asked is not None:
             self._splice(flight, flight.asked, exchange, streams=streams)
             return
@@ -129,6 +129,9 @@ class Dispatcher:
             return
         if streams and flight.call.route in RESUMABLE and self._keep_bytes and not is_encoded(exchange.headers):
             flight.tape = Tape(self._keep_bytes)
+        if exchange.written is not None and not flight.is_told:
+            flight.begin_whole(exchange.written, exchange.buffered)
+            return
         flight.begin(exchange.status, exchange.headers, streams=streams)
         if flight.tape is not None and flight.call.is_chunked:
             exchange.shortcut = flight.take_chunk

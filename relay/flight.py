@@ -219,6 +219,12 @@ class Flight:
             headers = [header for header in headers if header[0] != b"content-length"]
         self.call.start(status, to_client(headers), self.answer_lines())
 
+    def begin_whole(self, written: bytes, length: int) -> None:
+        """An answer of status 200 for the client, who has had nothing yet; its headers as they are written."""
+        self.has_answer = True
+        self.status = 200
+        self.call.start_whole(written + self.answer_lines(), length)
+
     def pass_on(self, piece: bytes, *, last: bool) -> None:
         """A piece of the answer's body."""
         if self.collected is not None:

@@ -19,7 +19,7 @@ from relay.flight import Flight
 from relay.routing.router import Router
 from utils.errors import ApiError
 
-SWEEP_S: Final = 1.0  # for whom the time has come in the queue, he hears of it so much later at most
+SWEEP_S: Final = 1.0
 """How often those who wait are looked after: deadlines, and word to streams of where they stand."""
 
 GRACE_S: Final = 10.0

@@ -9,6 +9,7 @@ from relay.upstream.connection import Connection
 from relay.upstream.exchange import Exchange, UpstreamError
 from relay.upstream.sole_chunk import HEADS, MAX_READ_BYTES, NO_HEAD
 from tests.doubles import PATIENT
+from tests.upstream_double import Wire
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
@@ -17,17 +18,6 @@ ADDRESS = ("w", 1)
 
 def framed(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-class Wire(asyncio.Transport):
-    """A connection's other side, which hears nothing."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None: ...
-
-    def abort(self) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return 0
 
 
 class Listener:

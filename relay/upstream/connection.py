@@ -12,12 +12,15 @@ import httptools
 
 from relay.headers import Header
 from relay.upstream.exchange import BadAnswer, ConnectionBroken, Exchange, UpstreamError
+from relay.upstream.known_answer import KnownAnswer
 from relay.upstream.sole_chunk import HEADS, MAX_READ_BYTES
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """A worker whose status line and headers are longer than this is broken; as is one that sends more than this, beyond
 one read, without a byte of the body: interim answers, trailers, extensions of chunks.
 """
+MAX_LEARNED: Final = 8
+"""Heads of a connection that are learned, each instead of the one before."""
 HIGH_WATER: Final = 256 * 1024
 """Unread bytes of an answer above which the worker is not read from, so that a slow client costs bounded memory."""
 
@@ -38,6 +41,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[Header] = []
         self._bare = 0  # bytes since the last that were of use
         self._is_between_chunks = False  # all that was read is parsed, and ended with a chunk that was not the last
+        self._known: KnownAnswer | None = None
+        self._learns = MAX_LEARNED
         self._until_close = False
         self._out_of_step = False
         self._keep_alive = False
@@ -125,6 +130,11 @@ class Connection(asyncio.Protocol):
                     exchange.heard = True
                     return
             self._is_between_chunks = False
+        is_first = self._bare == 0 and not exchange.started
+        if is_first and self._known is not None and (answer := self._known.read(data)) is not None:
+            self._keep_alive, self._until_close = True, False
+            exchange.take_whole(*answer)
+            return
         self._bare += len(data)
         try:
             self._parser.feed_data(data)
@@ -138,7 +148,15 @@ class Connection(asyncio.Protocol):
             return
         if self._is_between_chunks:  # or within the next one's head, which ends so only when the parser has it
             self._is_between_chunks = data.endswith(b"\r\n")
+        elif is_first and exchange.done and self._learns:
+            self._learn(data, exchange)
         exchange.arrive()
+
+    def _learn(self, data: bytes, exchange: Exchange) -> None:
+        """From an answer that came in one read; not for ever from a worker whose heads all differ."""
+        self._learns -= 1
+        if exchange.status == 200 and self._keep_alive and not self._out_of_step:
+            self._known = KnownAnswer.of(data, exchange.headers)
 
     def eof_received(self) -> bool:
         if self._until_close and self._exchange is not None and self._exchange.started:

@@ -71,7 +71,7 @@ class Exchange:
 
     __slots__ = ("_chunks", "_is_told", "_on_broken", "_silent_s", "_size", "address", "body", "connection",
                  "done", "error", "head", "headers", "heard", "is_closed", "is_sent", "reader", "shortcut", "started",
-                 "status")  # fmt: skip
+                 "status", "written")  # fmt: skip
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class Exchange:
         self.connection: Connection | None = None
         self.status = 0
         self.headers: list[Header] = []
+        self.written: bytes | None = None  # ``headers`` of a whole answer for a client, but for the length, if known
         self.started = False  # the head of the answer is here
         self.done = False  # the whole answer is here
         self.error: UpstreamError | None = None
@@ -119,6 +120,16 @@ class Exchange:
         self._chunks.append(body)
         self._size += len(body)
         return self._size
+
+    def take_whole(self, headers: list[Header], written: bytes, body: bytes) -> None:
+        """A whole answer of status 200, before anything of it has come."""
+        self.status = 200
+        self.headers, self.written = headers, written
+        self.started = self.done = self.heard = True
+        if body:
+            self._chunks = [body]
+            self._size = len(body)
+        self.arrive()
 
     def arrive(self) -> None:
         """Something has come: a part of the head, the rest of it, a part of the body, its end."""
