@@ -73,9 +73,7 @@ class Gateway:
         self._plane = plane = DataPlane(self.registry, access, settings, rng, socket.gethostname())
         families = CollectorRegistry()
         families.register(plane.metrics)
-        families.register(
-            WorkersCollector(self.registry.workers, lambda: plane.in_flight, plane.lobby.lengths)
-        )
+        families.register(WorkersCollector(self.registry.workers, lambda: plane.in_flight, plane.lobby.lengths))
         control = ControlClient(self._client, token=token)
         app = create_app(self.registry, access, self._logs, control, families, plane)
         # A copy: LiteLLM's keys for providers go into our own environment, and are no worker's business.
