@@ -16,9 +16,9 @@ from relay.providers.fallbacks import rename
 from relay.routing.breaker import Breakers
 from relay.routing.policy import untried
 from relay.routing.router import Placing, Router
+from relay.streams.express import Express
 from relay.streams.resume import Continuation, Ending, Unresumable, continuation
 from relay.streams.splice import Splice
-from relay.streams.tape import Tape
 from relay.streams.unresumable import CHAT, COMPLETION
 from relay.tally import Tally
 from relay.upstream.exchange import ConnectFailed, Exchange, UpstreamError, WorkerSilent
@@ -127,14 +127,15 @@ class Dispatcher:
         if exchange.status in JUDGED and flight.owner.may_judge(flight, exchange.status):
             flight.held, flight.body_held = (exchange.status, exchange.headers), b""
             return
+        express: Express | None = None
         if streams and flight.call.route in RESUMABLE and self._keep_bytes and not is_encoded(exchange.headers):
-            flight.tape = Tape(self._keep_bytes)
+            flight.tape = express = Express(self._keep_bytes, flight.call, flight.crash)
         if exchange.written is not None and not flight.is_told:
             flight.begin_whole(exchange.written, exchange.buffered)
             return
         flight.begin(exchange.status, exchange.headers, streams=streams)
-        if flight.tape is not None and flight.call.is_chunked:
-            exchange.shortcut = flight.take_chunk
+        if express is not None and flight.call.is_chunked:
+            exchange.shortcut = express.ride
 
     def _splice(self, flight: Flight, asked: Continuation, exchange: Exchange, *, streams: bool) -> None:
         """Another replica takes a broken stream up, or refuses to."""
@@ -143,7 +144,9 @@ class Dispatcher:
             error = WorkerBroke(f"worker {flight.worker} answered {exchange.status} when it was to go on with a stream")
             flight.owner.fail(flight, error)
             return
+        events = flight.tape.events
         flight.tape = Splice(asked, flight.tape.passed, self._keep_bytes)
+        flight.tape.events = events
 
     def _goes_elsewhere(self, flight: Flight, exchange: Exchange, replica: Replica) -> bool:
         """Whether another replica is asked instead of passing on this one's 5xx."""

@@ -126,8 +126,7 @@ class Flight:
     """Of the answer, that the client has got; the last two are kept, for the usage in them."""
     before_last = last = b""
     events = 0
-    """Of a stream, that the client has got: several may come in one piece. Only those of pieces that
-    are known to be one, and of a key with limits all."""
+    """Of a stream, that the client has got: several may come in one piece. Only counted for a key with limits."""
 
     def __init__(self, call: Call, owner: Owner) -> None:
         self.call = call
@@ -192,20 +191,12 @@ class Flight:
         except Exception as error:
             self.owner.crash(self, error)
 
-    def take_chunk(self, chunk: bytes, start: int) -> bool:
-        """A ``Shortcut`` for the bulk of a stream, behind its first piece: does what ``take`` does, nearly always."""
-        try:
-            tape, call = self.tape, self.call
-            if tape is None or call.is_full or call.response_complete:
-                return False
-            events = tape.take_chunk(chunk, start)
-            if not events:
-                return False
-            self.events += events
-            call.transport.write(chunk)
-        except Exception as error:
-            self.owner.crash(self, error)
-        return True
+    def crash(self, error: Exception) -> None:
+        self.owner.crash(self, error)
+
+    def count(self) -> int:
+        """How many pieces, or rather events, of its answer have gone to the client: a token each, at least."""
+        return max(self.events, self.pieces) + (0 if self.tape is None else self.tape.events)
 
     def begin(self, status: int, headers: list[Header], *, streams: bool) -> None:
         """An answer for the client. One that was promised a stream gets it as a stream; ``streams``: it is one."""

@@ -184,9 +184,7 @@ class Relay:
         """What the request really used: by its usage; for want of that, a token for each event of a stream."""
         if flight.has_answer:
             used = total_of(flight.tail())
-            flight.grant.settle(
-                used if used is not None else estimate_tokens(flight.body) + max(flight.events, flight.pieces)
-            )
+            flight.grant.settle(used if used is not None else estimate_tokens(flight.body) + flight.count())
         else:
             flight.grant.settle(estimate_tokens(flight.body) if was_abandoned(flight) else 0)
         flight.grant.release()

@@ -37,7 +37,12 @@ class Usage(NamedTuple):
         return None if self.prompt is None else self.prompt + (self.completion or 0)
 
 
+NO_USAGE: Final = Usage(None, None, None)
+
+
 def usage_of(pieces: Sequence[bytes]) -> Usage:
     """Of the last pieces of an answer. What a model writes is no usage: JSON escapes its quotes."""
     tail = b"".join(pieces)[-TAIL_BYTES:]
+    if tail.find(b"_tokens") < 0:
+        return NO_USAGE
     return Usage(*(int(found[-1]) if (found := each.findall(tail)) else None for each in (PROMPT, COMPLETION, CACHED)))

@@ -34,12 +34,15 @@ class Listener:
 
     def take_head(self, exchange: Exchange) -> None:
         if self.is_quick:
-            exchange.shortcut = self.take_chunk
+            exchange.shortcut = self.ride
 
-    def take_chunk(self, chunk: bytes, start: int) -> bool:
+    def ride(self, read: bytes) -> bool:
         assert not self.is_whole
         assert not self.error
-        self.heard += chunk[start:-2]
+        head = HEADS[len(read)] if len(read) < MAX_READ_BYTES else NO_HEAD
+        if not read.startswith(head) or read[-2:] != b"\r\n":
+            return False
+        self.heard += read[len(head) : -2]
         self.quick += 1
         return True
 

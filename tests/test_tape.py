@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.streams.kept import KEPT_AFTER_ALL, OBJECT_BYTES, RUN_BYTES
@@ -169,59 +169,6 @@ def test_any_split_gives_the_same(parts: list[bytes], end: bytes, data: st.DataO
     assert stream.startswith(passed)
     assert (tape.is_broken, tape.is_done, tape.reason) == (at_once.is_broken, at_once.is_done, at_once.reason)
     assert b"".join(tape.passed) == passed
-
-
-TEXTS = [
-    "one ",
-    "",
-    "你",
-    'a "word"',
-    "two\nlines",
-    "a\\",
-    "[DONE]",
-    "error",
-    '"error"',
-    '"abort"',
-    "}\n\ndata: [DONE]",
-]
-TOLD = [told(0).replace(b'"x"', json.dumps(text, ensure_ascii=False).encode()) for text in TEXTS]
-
-
-def in_chunks(tape: Tape, *pieces: bytes) -> bytes:
-    """As a flight does it that gets each piece as a chunk of its own."""
-    passed = b""
-    for piece in pieces:
-        chunk = b"%x\r\n%b\r\n" % (len(piece), piece)
-        passed += piece if tape.take_chunk(chunk, chunk.index(b"\n") + 1) else tape.feed(piece)
-    return passed + tape.finish()
-
-
-@PATIENT
-@given(st.lists(st.sampled_from([*PARTS, *TOLD, *TOLD[:1] * 20, ONE[:20]]), max_size=30), st.sampled_from(ENDS))
-@example([ONE, b": {}\n\n"], DONE)
-@example([TOLD[0], TOLD[0], TOLD[0].replace(b"one ", b'"},"finish_reason":"abort'), THREE], DONE)
-@example([TOLD[0], TOLD[0], b"data: " + ONE, TOLD[0][:-9], TOLD[0][-9:], THREE], DONE)
-@example([*TOLD, *TOLD, told(0, "stop")], DONE)
-def test_whole_chunks_are_passed_as_any_pieces(parts: list[bytes], end: bytes) -> None:
-    tape, plain = Tape(LIMIT), Tape(LIMIT)
-    passed = in_chunks(tape, *parts, end)
-    assert passed == play(plain, *parts, end)
-    assert b"".join(tape.passed) == b"".join(plain.passed) == passed
-    assert b"".join(tape.tail()) == b"".join(tape.passed[-2:])
-    assert (tape.is_broken, tape.is_done, tape.reason) == (plain.is_broken, plain.is_done, plain.reason)
-
-
-@pytest.mark.parametrize("of_chat", [True, False])
-def test_of_chunks_that_differ_in_their_text_only_that_is_kept(of_chat: bool) -> None:
-    one = ONE if of_chat else sse({"choices": [{"index": 0, "text": "one "}]})
-    tape = Tape(limit=5000)
-    assert in_chunks(tape, ROLE, *[one] * 60, THREE, DONE) == ROLE + one * 60 + THREE + DONE
-    assert tape.is_resumable
-    assert b"".join(tape.passed) == ROLE + one * 60 + THREE + DONE
-    longer = Tape(limit=5000)
-    assert in_chunks(longer, ROLE, *[one] * 100, THREE, DONE).endswith(THREE + DONE)
-    assert (longer.is_resumable, longer.is_done) == (False, True)
-    assert longer.tail() == [THREE, DONE]
 
 
 def test_the_words_that_are_looked_for_are_what_engines_write() -> None:

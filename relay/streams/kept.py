@@ -14,6 +14,8 @@ RUN_BYTES: Final = 224
 MAX_LESSONS: Final = 8
 """Pieces that a stream's pattern is looked for in, so that one without any costs little."""
 BEGINS_TEXT: Final = re.compile(rb'"(?:content|text|reasoning_content|reasoning)": ?"')
+USUAL: Final = b'"content":"'
+"""The one that comes most, which is found sooner by itself."""
 NEVER: Final = b"\0"
 """No end of a piece."""
 
@@ -25,18 +27,20 @@ class Kept:
     before and after it once: a fifth of the memory, which is also what keeping them costs in time.
     """
 
-    __slots__ = ("_lessons", "_room", "_runs", "_whole", "is_all", "prefix", "suffix", "texts")
+    __slots__ = ("_lessons", "_runs", "_whole", "ending", "is_all", "prefix", "room", "suffix", "texts")
 
     def __init__(self, limit: int, pieces: Sequence[bytes] = ()) -> None:
         """``limit``: bytes of memory to take at most."""
         self._whole: list[bytes] | deque[bytes] | None = None  # the last run's, if it is one of whole pieces
         self._runs: list[tuple[bytes, bytes, list[bytes] | deque[bytes]]] = []
-        self._room = limit
+        self.room = limit
+        """Bytes of memory that are left."""
         self._lessons = MAX_LESSONS
         self.is_all = True
         """Nothing was forgotten."""
-        self.prefix = self.suffix = NEVER
-        """What pieces that are alike begin with, up to a text's quote, and end with, from its other quote on."""
+        self.prefix = self.suffix = self.ending = NEVER
+        """What pieces that are alike begin with, up to a text's quote, and end with, from its other quote on; and with
+        the end of a chunk behind it."""
         self.texts: list[bytes] | deque[bytes] | None = None
         """Of the run of such pieces that goes on; None: the last piece was another."""
         for piece in pieces:
@@ -48,7 +52,7 @@ class Kept:
         if whole is None:
             whole = self._whole = []
             self._runs.append((b"", b"", whole))
-            self._room -= RUN_BYTES
+            self.room -= RUN_BYTES
         if self.is_all:
             self.texts = None
         whole.append(piece)
@@ -61,29 +65,33 @@ class Kept:
             texts = self.texts = []
             self._runs.append((self.prefix, self.suffix, texts))
             self._whole = None
-            self._room -= RUN_BYTES
+            self.room -= RUN_BYTES
         texts.append(text)
-        self._room -= len(text) + OBJECT_BYTES
-        if self._room < 0:
-            self._forget()
+        self.room -= len(text) + OBJECT_BYTES
+        if self.room < 0:
+            self.forget()
 
     def _take_room(self, stored: bytes) -> None:
-        self._room -= len(stored) + OBJECT_BYTES
-        if self._room < 0:
-            self._forget()
+        self.room -= len(stored) + OBJECT_BYTES
+        if self.room < 0:
+            self.forget()
 
     def learn(self, piece: bytes) -> None:
         """Which pieces are alike from now on: those like this harmless one but for its text."""
         if not self._lessons:
             return
         self._lessons -= 1
-        begin = BEGINS_TEXT.search(piece)
-        if begin is None:
+        begin = piece.find(USUAL) + len(USUAL)
+        if begin < len(USUAL):
+            found = BEGINS_TEXT.search(piece)
+            if found is None:
+                return
+            begin = found.end()
+        end = piece.find(b'"', begin)
+        if piece[end - 1 : end] == b"\\":
             return
-        end = piece.find(b'"', begin.end())
-        if piece[end - 1 : end] == b"\\" or BEGINS_TEXT.search(piece, end):  # several texts, such as several choices'
-            return
-        self.prefix, self.suffix = piece[: begin.end()], piece[end:]
+        self.prefix, self.suffix = piece[:begin], piece[end:]
+        self.ending = self.suffix + b"\r\n"
         if self.is_all:
             self.texts = None
 
@@ -110,9 +118,10 @@ class Kept:
             for text in reversed(texts):
                 yield prefix + text + suffix
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """All but the last few: there is no room for more."""
         self.is_all = False
-        self._room = 1 << 62
+        self.room = 1 << 62
         self._whole = deque(self.pieces(), KEPT_AFTER_ALL)
         self._runs = [(b"", b"", self._whole)]
         self.texts = deque(maxlen=0)  # pieces that are alike say nothing of a stream's end

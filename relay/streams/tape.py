@@ -17,34 +17,36 @@ from relay.streams.events import (
 )
 from relay.streams.kept import Kept
 
+DONE_EVENT: Final = b"data: [DONE]\n\n"
 SUSPICIOUS: Final = (b'"error"', b'"abort"', b"[DONE]")
 FINISH: Final = (b'"finish_reason":"', b'"finish_reason": "')
 SECOND_CHOICE: Final = (b'"index":1', b'"index": 1')
 """How it says that there is one; or a tool call that has this index."""
-QUOTE: Final = ord(b'"')
-LINE_END: Final = ord(b"\n")
 
 
-class Tape:
+class Tape(Kept):
     """Stands between a worker's bytes and the client, for one stream of a chat or a completion.
 
     Passes whole events only, byte for byte, and keeps them, so that the stream can go on elsewhere if it breaks. Holds
     back what would end it badly: a ``[DONE]`` before every choice has its finish reason, an engine's own failure, the
     finish reasons of an engine that stops (``CUT_SHORT``). From then on it ``is_broken``, and passes nothing more.
 
-    ``feed`` is called for every chunk of every stream, or ``take_chunk``: a piece of whole events without a suspicious
+    ``feed`` is called for every chunk that does not go by ``Express``: a piece of whole events without a suspicious
     word in it is kept and passed, unread. In JSON the words that are looked for cannot be part of a text, whose
     quotes are escaped; a text that *is* such a word costs one look.
     """
 
-    __slots__ = ("_blocks", "_is_wary", "_kept", "_may_go_on", "has_failed", "is_broken", "is_done", "reason")
+    __slots__ = ("_blocks", "_may_go_on", "events", "has_failed", "is_broken", "is_done", "is_wary", "reason")
 
     def __init__(self, limit: int, passed: Sequence[bytes] = ()) -> None:
         """``limit``: bytes of memory to keep at most. ``passed``: what the client has got of the same stream before."""
-        self._kept = Kept(limit, passed)
+        super().__init__(limit, passed)
         self._blocks = Blocks()
-        self._is_wary = False  # an event has come in part, or nothing may pass any more
+        self.is_wary = False
+        """An event has come in part, or nothing may pass any more."""
         self._may_go_on = True
+        self.events = 0
+        """Those that went by ``Express``."""
         self.is_broken = False
         self.is_done = False
         """``[DONE]`` has been passed."""
@@ -56,50 +58,35 @@ class Tape:
     @property
     def is_resumable(self) -> bool:
         """All that was passed is still known, and another worker could go on."""
-        return self._may_go_on and self._kept.is_all
+        return self._may_go_on and self.is_all
 
     @property
     def passed(self) -> Sequence[bytes]:
         """The pieces that the client has got: all of them while ``is_resumable``."""
-        return self._kept.pieces()
-
-    def tail(self) -> Sequence[bytes]:
-        """The last two of them."""
-        return self._kept.tail()
-
-    def take_chunk(self, chunk: bytes, start: int) -> int:
-        """As ``take``, of the piece that stands in ``chunk`` from ``start`` on, before a line's end: how many events.
-
-        Of nearly every chunk of nearly every stream this is all that is done to it: a text without a quote or a line's
-        end, where others stood before in events that were found harmless, is harmless.
-        """
-        kept = self._kept
-        end = start + len(kept.prefix)
-        left = len(chunk) - len(kept.suffix) - 2
-        if end <= left and chunk[left:-2] == kept.suffix and chunk[start:end] == kept.prefix and not self._is_wary:
-            text = chunk[end:left]
-            if not (QUOTE in text or LINE_END in text):
-                kept.add_text(text)
-                return 1
-        piece = chunk[start:-2]
-        return max(1, piece.count(b"data:")) if self.take(piece) else 0
+        return self.pieces()
 
     def feed(self, piece: bytes) -> bytes:
         """What of the stream may go to the client now."""
-        return piece if self.take(piece) else self._feed_with_care(piece)
+        if self.take(piece):
+            return piece
+        if piece.endswith(DONE_EVENT) and not self.is_wary:  # as most streams end
+            last = piece[: -len(DONE_EVENT)]
+            if not last or self.take(last):
+                return last + self._end()
+        return self._feed_with_care(piece)
 
     def take(self, piece: bytes) -> bool:
         """Whether it may go to the client as it is, and is kept; if not, ``feed`` must be given it."""
         # ``find``, for ``in`` takes half as long again: it first tries whether what it looks for is a number.
         if (
-            self._is_wary
+            self.is_wary
             or not piece.endswith(b"}\n\n")  # so it is no ``[DONE]``, which comes last
             or piece.find(b'"error"') >= 0
             or piece.find(b'"abort"') >= 0
         ):
             return False
-        self._kept.add(piece)
-        self._kept.learn(piece)
+        self.add(piece)
+        self.learn(piece)
         return True
 
     def finish(self) -> bytes:
@@ -113,20 +100,27 @@ class Tape:
             self.break_off("ended its stream without a finish_reason")
         if self.is_broken or not rest:
             return passed
-        self._kept.add(rest)
+        self.add(rest)
         return passed + rest
 
     def break_off(self, reason: str, *, for_good: bool = False) -> None:
         """Nothing more is passed. ``for_good``: no other worker can go on."""
-        self.is_broken = self._is_wary = True
+        self.is_broken = self.is_wary = True
         self._may_go_on = self._may_go_on and not for_good
         self.reason = self.reason or reason
+
+    def _end(self) -> bytes:
+        self._note_done()
+        if self.is_broken:
+            return b""
+        self.add(DONE_EVENT)
+        return DONE_EVENT
 
     def _feed_with_care(self, piece: bytes) -> bytes:
         if self.is_broken:
             return b""
         passed = self._pass(self._blocks.feed(piece))
-        self._is_wary = self.is_broken or self._blocks.is_waiting
+        self.is_wary = self.is_broken or self._blocks.is_waiting
         return passed
 
     def _pass(self, events: bytes) -> bytes:
@@ -134,7 +128,7 @@ class Tape:
         for block in split_events(events):
             if not self._may_pass(block):
                 break
-            self._kept.add(block)
+            self.add(block)
             passed.append(block)
         return b"".join(passed)
 
@@ -167,7 +161,7 @@ class Tape:
             self.break_off(f"ended its stream by finish_reason {cut[0]}")
 
     def _has_finished(self) -> bool:
-        return has_finished(self._kept.skeleton(), is_all=self.is_resumable)
+        return has_finished(self.skeleton(), is_all=self.is_resumable)
 
 
 def has_finished(stream: bytes, *, is_all: bool = True) -> bool:

@@ -13,7 +13,6 @@ import httptools
 from relay.headers import Header
 from relay.upstream.exchange import BadAnswer, ConnectionBroken, Exchange, UpstreamError
 from relay.upstream.known_answer import KnownAnswer
-from relay.upstream.sole_chunk import HEADS, MAX_READ_BYTES
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """A worker whose status line and headers are longer than this is broken; as is one that sends more than this, beyond
@@ -122,13 +121,10 @@ class Connection(asyncio.Protocol):
         if self._is_between_chunks:
             # The parser need not know of a chunk that is whole: it stays where it is. What waits in the exchange waits
             # for a reader without room, who would not take this either.
-            size, shortcut = len(data), exchange.shortcut
-            if shortcut is not None and size < MAX_READ_BYTES and data[-2:] == b"\r\n":
-                head = HEADS[size]
-                start = len(head)
-                if data[:start] == head and shortcut(data, start):
-                    exchange.heard = True
-                    return
+            shortcut = exchange.shortcut
+            if shortcut is not None and shortcut(data):
+                exchange.heard = True
+                return
             self._is_between_chunks = False
         is_first = self._bare == 0 and not exchange.started
         if is_first and self._known is not None and (answer := self._known.read(data)) is not None:

@@ -60,9 +60,9 @@ class Reader(Protocol):
         """Stop or go on sending more of the request's body."""
 
 
-Shortcut = Callable[[bytes, int], bool]
-"""(a whole chunk of the chunked coding, where its data begins) -> whether it was passed on as it is, to a reader that
-had room; if not, nothing was done. Set by the reader when it has the head.
+Shortcut = Callable[[bytes], bool]
+"""A read, between two chunks of the chunked coding -> whether it was one whole chunk and was passed on as it is, to a
+reader that had room; if not, nothing was done. Set by the reader when it has the head.
 """
 
 
