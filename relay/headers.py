@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from utils.common import url_host
@@ -58,9 +59,15 @@ def request_head(target: bytes, address: tuple[str, int], more: bytes, request: 
     """Request line and headers of a POST to a worker, with the blank line. ``more``: of ``lines_to_worker``. ``length``
     below 0: the body comes in chunks.
     """
-    host = f"{url_host(address[0])}:{address[1]}".encode()
     framing = b"content-length: %d\r\n\r\n" % length if length >= 0 else CHUNKED
-    return b"POST %b HTTP/1.1\r\nhost: %b\r\nx-request-id: %b\r\n%b%b" % (target, host, request, more, framing)
+    return b"POST %b HTTP/1.1\r\nhost: %b\r\nx-request-id: %b\r\n%b%b" % (
+        target, host_of(address), request, more, framing
+    )  # fmt: skip
+
+
+@lru_cache(1024)
+def host_of(address: tuple[str, int]) -> bytes:
+    return f"{url_host(address[0])}:{address[1]}".encode()
 
 
 def lines_to_worker(headers: Iterable[Header]) -> bytes:

@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+from config.settings import ClientKey
 from relay.headers import Header
 
 LENGTH: Final = re.compile(rb"\r\ncontent-length: ?([0-9]{1,12})\r\n", re.IGNORECASE)
@@ -18,7 +19,7 @@ class KnownHead:
     They need not be parsed again: the same bytes mean the same (doc/performance.md says what that saves).
     """
 
-    __slots__ = ("_after", "_before", "by_name", "forwarded", "headers", "route", "target")
+    __slots__ = ("_after", "_before", "by_name", "client", "forwarded", "headers", "route", "target")
 
     def __init__(self, before: bytes, after: bytes, route: str, target: bytes, headers: list[Header]) -> None:
         self._before = before  # up to the digits
@@ -27,6 +28,8 @@ class KnownHead:
         self.target = target
         self.headers = headers  # without the length
         self.by_name = dict(headers)
+        self.client: ClientKey | None = None
+        """Whose it is, once somebody has looked: it may be served."""
         self.forwarded = b""
         """The lines that a worker gets of them, once somebody has made them."""
 

@@ -62,6 +62,10 @@ class Relay:
     def accept(self, call: Call) -> None:
         """Answers those at once that are not to be served. The others' bodies may come."""
         flight = self._flights[call] = Flight(call, self)
+        known = call.known
+        if known is not None and known.client is not None and self._tracing is None:
+            flight.client = known.client
+            return
         if self._tracing is not None:
             flight.trace = self._tracing.begin(call.headers)
         try:
@@ -72,6 +76,8 @@ class Relay:
                 check_content_type(flight.headers)
             if call.expects_continue and int(flight.headers.get(b"content-length", b"0")) > self.max_body:
                 raise body_too_large(self.max_body)
+            if known is not None:
+                known.client = flight.client
         except ApiError as error:
             call.keep_alive = call.keep_alive and not call.expects_continue  # its body may come, or the next request
             self._answer(flight, error)
@@ -165,16 +171,18 @@ class Relay:
             flight.cancel_wait()
         if flight.timer is not None:
             flight.timer.cancel()
-        if flight.has_answer and flight.placing is not None:
+        is_placed = flight.placing is not None
+        if flight.has_answer and is_placed:
             self._lobby.landed(flight)
         if flight.grant is not UNLIMITED:
             self._settle(flight)
         self._dispatcher.land(flight)
-        call.abort()  # an answer that is not whole
+        if not call.response_complete:
+            call.abort()  # its answer is not whole
         status = CLIENT_GONE if call.disconnected else flight.status
         first_byte_at = call.first_byte_at if flight.status == 200 else 0.0
-        label = flight.model if self._border.lists(flight.model) else ""  # none for every word that a client makes up
-        self._metrics.observe(label, call.route, status, flight.arrived, first_byte_at)
+        is_known = is_placed or self._border.lists(flight.model)  # no label for every word that a client makes up
+        self._metrics.observe(flight.model if is_known else "", call.route, status, flight.arrived, first_byte_at)
         if flight.trace is not None:
             flight.trace.end(flight)
         self._lobby.call_next()

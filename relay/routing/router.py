@@ -176,7 +176,8 @@ class Router:
             placing.to_prefill = 0
 
     def land(self, placing: Placing) -> None:
-        self.has_begun(placing)
+        if placing.to_prefill:
+            self.has_begun(placing)
         worker_id = placing.replica.worker_id
         left = self.in_flight[worker_id] - 1
         if left:

@@ -86,7 +86,8 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         reusable = exchange.done and exchange.is_sent and not (self.closed or self._until_close or self._out_of_step)
         if reusable and self._keep_alive and not self._is_sending:
-            self.resume()
+            if self.is_paused:
+                self.resume()
             self.used = True
             self.idle_since = self.loop.time()
             self._on_idle(self)
@@ -104,7 +105,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def resume(self) -> None:
-        if self.is_paused and self._transport is not None:
+        if self._transport is not None:
             self.is_paused = False
             self._transport.resume_reading()
 

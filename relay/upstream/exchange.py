@@ -129,7 +129,9 @@ class Exchange:
         if body:
             self._chunks = [body]
             self._size = len(body)
-        self.arrive()
+        self._is_told = True
+        self.reader.take_head(self)
+        self.deliver()
 
     def arrive(self) -> None:
         """Something has come: a part of the head, the rest of it, a part of the body, its end."""
