@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from relay.call import Call
 from relay.streams.express import Express
-from relay.streams.kept import Kept
+from relay.streams.kept import KEPT_AFTER_ALL, Kept
 from relay.streams.tape import Tape
 from relay.upstream.sole_chunk import MAX_READ_BYTES
 from tests.doubles import PATIENT
@@ -30,6 +30,9 @@ TEXTS = [
     "}\n\ndata: [DONE]",
 ]
 TOLD = [told(0).replace(b'"x"', json.dumps(text, ensure_ascii=False).encode()) for text in TEXTS]
+
+IN_A_TEXT = b'"}}],"error":"dead","x":[{"delta":{"content":"'
+OPEN = b'data: {"content":"}\n\n'
 
 
 def framed(piece: bytes) -> bytes:
@@ -65,6 +68,9 @@ def in_chunks(tape: Express, wire: Wire, *pieces: bytes) -> bytes:
 @example([TOLD[0], TOLD[0], TOLD[0].replace(b"one ", b'"},"finish_reason":"abort'), THREE], DONE)
 @example([TOLD[0], TOLD[0], b"data: " + ONE, TOLD[0][:-9], TOLD[0][-9:], THREE], DONE)
 @example([*TOLD, *TOLD, told(0, "stop")], DONE)
+@example([TOLD[0], TOLD[0].replace(b"one ", IN_A_TEXT)], DONE)
+@example([TOLD[0], TOLD[0].replace(b'"one "', b'"')], DONE)
+@example([OPEN, OPEN[:-3] + b"x\n"], b"")
 def test_whole_chunks_are_passed_as_any_pieces(parts: list[bytes], end: bytes) -> None:
     (tape, wire, _), plain = express(), Tape(LIMIT)
     passed = in_chunks(tape, wire, *parts, end)
@@ -86,6 +92,21 @@ def test_of_chunks_that_differ_in_their_text_only_that_is_kept(of_chat: bool) ->
     assert in_chunks(longer, wire, ROLE, *[one] * 100, THREE, DONE).endswith(THREE + DONE)
     assert (longer.is_resumable, longer.is_done) == (False, True)
     assert longer.tail() == [THREE, DONE]
+
+
+def test_what_texts_take_is_bounded_and_what_follows_takes_no_more() -> None:
+    tape, *_ = express(limit=5000)
+    rides = [tape.ride(framed(ONE)) for _ in range(100)]
+    assert all(rides) and not tape.is_resumable
+    assert all(tape.ride(framed(piece)) for _ in range(200) for piece in (ONE, TWO, ROLE))
+    assert len(tape.passed) <= KEPT_AFTER_ALL
+
+
+def test_each_event_of_a_chunk_counts() -> None:
+    tape, *_ = express()
+    assert tape.ride(framed(ROLE + ONE + TWO))
+    assert tape.ride(framed(ONE))
+    assert tape.events == 4
 
 
 def test_what_is_no_whole_chunk_is_left_alone() -> None:

@@ -3,6 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 KEPT_AFTER_ALL: Final = 8
@@ -88,7 +89,7 @@ class Kept:
                 return
             begin = found.end()
         end = piece.find(b'"', begin)
-        if piece[end - 1 : end] == b"\\":
+        if end < 0 or piece[end - 1 : end] == b"\\":  # it has no end, or that is a quote within it
             return
         self.prefix, self.suffix = piece[:begin], piece[end:]
         self.ending = self.suffix + b"\r\n"
@@ -122,6 +123,8 @@ class Kept:
         """All but the last few: there is no room for more."""
         self.is_all = False
         self.room = 1 << 62
-        self._whole = deque(self.pieces(), KEPT_AFTER_ALL)
+        # Not by ``pieces()``, which for a moment would take many times the memory that there is no room for.
+        last = list(islice(self._backwards(), KEPT_AFTER_ALL))
+        self._whole = deque(reversed(last), KEPT_AFTER_ALL)
         self._runs = [(b"", b"", self._whole)]
         self.texts = deque(maxlen=0)  # pieces that are alike say nothing of a stream's end
