@@ -113,6 +113,51 @@ def test_a_known_answer_is_what_the_parser_says(asked: list[tuple[bytes, int]]) 
         loop.close()
 
 
+@pytest.mark.parametrize("whole", ANSWERS)
+def test_an_answer_that_comes_again_is_the_same_again(whole: bytes) -> None:
+    check_alike([whole], [whole], [whole])
+
+
+DATED = b"Sat, 31 Jan 2026 12:00:00 GMT"
+FILL = b"x" * 28
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        [b"HTTP/1.1 200 OK\r\nx: ", answer()],
+        [b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(answer()), answer()],
+        [b"HTTP/1.1 100 Continue\r\n\r\n", answer()],
+        *([answer().replace(DATED, date)] for date in (b"\0" + FILL, b" " * 29, FILL + b" ", b"\t" + FILL)),
+    ],
+    ids=["in a head", "in a body", "behind another", "NUL", "spaces", "space", "tab"],
+)  # fmt: skip
+def test_what_only_looks_like_a_known_answer_is_left_to_the_parser(reads: list[bytes]) -> None:
+    check_alike([answer()], reads)
+
+
+def check_alike(*asked: list[bytes]) -> None:
+    """What each request is answered, by reads, is the same with a memory for heads and without."""
+    loop = asyncio.new_event_loop()
+    try:
+        learned, plain = Worker(loop, learns=True), Worker(loop, learns=False)
+        for reads in asked:
+            assert content_of(learned.ask(*reads)) == content_of(plain.ask(*reads))
+            assert learned.wire.is_cut == plain.wire.is_cut
+            if plain.wire.is_cut:
+                return
+    finally:
+        loop.close()
+
+
+def test_a_stream_is_not_learned_for_it_must_be_judged() -> None:
+    loop = asyncio.new_event_loop()
+    worker = Worker(loop, learns=True)
+    stream = answer(b"data: {}\n\n").replace(b"application/json", b"text/event-stream")
+    assert not any(worker.ask(stream).is_known for _ in range(3))
+    loop.close()
+
+
 def test_only_the_date_and_the_length_may_differ() -> None:
     loop = asyncio.new_event_loop()
     worker = Worker(loop, learns=True)

@@ -5,8 +5,9 @@ from typing import Final
 
 from relay.headers import NOT_TO_CLIENTS, Header, is_event_stream, lines
 
-VARIABLE: Final = {b"date": rb"([^\r\n]{29})", b"content-length": rb"([0-9]{1,9})"}
-"""Header -> what it may be from answer to answer. The date's length is fixed by RFC 9110, 5.6.7."""
+VARIABLE: Final = {b"date": rb"([!-~][ -~]{27}[!-~])", b"content-length": rb"([0-9]{1,9})"}
+"""Header -> what it may be from answer to answer. The date's length is fixed by RFC 9110, 5.6.7; of its bytes the
+parser would refuse some, and leave out spaces around it."""
 NOT_PLAIN: Final = frozenset({b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"trailer"})
 """With one of these the parser has more to say of an answer than its headers and its length."""
 
