@@ -88,6 +88,20 @@ def test_all_but_the_first_and_the_last_are_passed_unparsed() -> None:
     assert (listener.heard, listener.quick, listener.is_whole) == (b"".join(texts), 199, True)
 
 
+def test_a_worker_whose_chunks_pass_unparsed_is_not_silent() -> None:
+    listener, loop = Listener(is_quick=True), asyncio.new_event_loop()
+    connection = Connection(loop, lambda _: None)
+    connection.connection_made(Wire())
+    exchange = Exchange(ADDRESS, b"", b"", listener, lambda *_: False)
+    connection.send(exchange)
+    connection.data_received(HEAD + framed(b"x"))
+    for _ in range(10):
+        exchange.measure_silence(0.5, 1)
+        connection.data_received(framed(b"y"))
+    loop.close()
+    assert (listener.quick, listener.error) == (10, "")
+
+
 WORDS = [b"data: x\n\n", b"\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b"a" * 15, b"b" * 16, b"c" * 255, b"d" * 256, b"1"]
 ODD = [b"5\r\nhel", b"6\r\nhello\r\n", b"5;a=b\r\nhello\r\n", b"05\r\nhello\r\n", b"5\r\nhelloXX", b"\r\n", b"zz\r\n",
        b"0\r\n", b"0\r\na: b\r\n", b"0\r\na: 5\r\nhello\r\n", b"A\r\n0123456789\r\n", b"5", b"f\r\n", END]  # fmt: skip
@@ -102,6 +116,8 @@ ODD = [b"5\r\nhel", b"6\r\nhello\r\n", b"5;a=b\r\nhello\r\n", b"05\r\nhello\r\n"
 @example([framed(b"x"), b"5", b"\r\nhello\r\n"], [], False)
 @example([framed(b"x"), b"f", framed(b"x" * 15)], [], False)
 @example([framed(b"x"), b"0\r\n", framed(b"hello")], [], False)
+@example([framed(b"x"), b"f", framed(b"x" * 15)], [1], False)
+@example([framed(b"x"), b"14\r\n", framed(b"x" * 15)], [1], False)
 def test_any_reads_mean_the_same_with_and_without(parts: list[bytes], cuts: list[int], is_whole: bool) -> None:
     reads = [HEAD, *parts, *([END] if is_whole else [])]
     for cut in cuts:  # a read that ends within a chunk, and one that holds several
