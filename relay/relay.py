@@ -6,7 +6,7 @@ from typing import Final
 from config.settings import ServerSettings
 from monitor.metrics import RelayMetrics
 from relay.access import Access
-from relay.admission.limits import UNLIMITED, Limits, estimate_tokens
+from relay.admission.limits import UNLIMITED, Limits
 from relay.admission.waiting import PRIORITY_HEADER, TIMEOUT_HEADER, priority_of, timeout_of
 from relay.border import Border
 from relay.call import Call
@@ -192,9 +192,9 @@ class Relay:
         """What the request really used: by its usage; for want of that, a token for each event of a stream."""
         if flight.has_answer:
             used = total_of(flight.tail())
-            flight.grant.settle(used if used is not None else estimate_tokens(flight.body) + flight.count())
+            flight.grant.settle(used if used is not None else flight.grant.prompt_tokens + flight.count())
         else:
-            flight.grant.settle(estimate_tokens(flight.body) if was_abandoned(flight) else 0)
+            flight.grant.settle(flight.grant.prompt_tokens if was_abandoned(flight) else 0)
         flight.grant.release()
 
     def fail(self, flight: Flight, error: ApiError) -> None:

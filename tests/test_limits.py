@@ -138,6 +138,15 @@ def test_what_was_used_beyond_the_estimate_counts() -> None:
     desk.admit()
 
 
+def test_what_is_settled_later_counts_for_a_minute_from_then() -> None:
+    desk = Desk(tokens_per_minute=100)
+    grant = desk.admit()
+    desk.clock.now += 30
+    grant.settle(80)
+    desk.clock.now += 40
+    assert desk.lines()[b"x-ratelimit-remaining-tokens"] == b"30"
+
+
 def test_the_last_word_on_what_was_used_counts() -> None:
     desk = Desk(tokens_per_minute=100)
     grant = desk.admit()

@@ -85,6 +85,8 @@ class Grant:
 
     lines = b""
     """For the answer's head: what was left of the key's limits when the request came."""
+    prompt_tokens = 0
+    """The request's text, as the client sent it, by estimate: one that goes on elsewhere gets a longer one."""
 
     def settle(self, tokens: int) -> None:
         """What the request really used, by its ``usage``; 0 for one that no worker answered. The last word counts."""
@@ -96,10 +98,11 @@ class Grant:
 class LimitedGrant(Grant):
     """Leave for one request of a key with limits."""
 
-    __slots__ = ("_is_released", "_quota", "_slice", "_tokens", "lines")
+    __slots__ = ("_is_released", "_quota", "_slice", "_tokens", "lines", "prompt_tokens")
 
-    def __init__(self, quota: "Quota", tokens: int, slice_of_tokens: int, lines: bytes) -> None:
+    def __init__(self, quota: "Quota", prompt_tokens: int, tokens: int, slice_of_tokens: int, lines: bytes) -> None:
         self._quota = quota
+        self.prompt_tokens = prompt_tokens
         self._tokens = tokens  # counted for it until now
         self._slice = slice_of_tokens  # in which they were
         self._is_released = False
@@ -144,7 +147,7 @@ class Quota:
         """Raises TooManyRequests. What is refused is not counted: who tries again must not lock himself out."""
         if self._concurrency is not None and self.running >= self._concurrency:
             raise self._too_many_at_once(self._concurrency)
-        now, tokens, index = self._clock(), 0, 0
+        now, prompt, tokens, index = self._clock(), 0, 0, 0
         left: tuple[int, ...] = ()
         requests = self.requests
         if requests is not None:
@@ -153,7 +156,8 @@ class Quota:
             left = (requests.amount - requests.window.total,)
         rate = self.tokens
         if rate is not None:
-            tokens = estimate_tokens(body, new_tokens_of(fields))
+            prompt = estimate_tokens(body)
+            tokens = prompt + max(0, new_tokens_of(fields))
             if not rate.window.hit(now, tokens, rate.amount):
                 if requests is not None:
                     requests.window.give_back(requests.window.index, 1)
@@ -161,7 +165,7 @@ class Quota:
             index = rate.window.index
             left = (*left, rate.amount - rate.window.total)
         self.running += 1
-        return LimitedGrant(self, tokens, index, self._lines_format % left)
+        return LimitedGrant(self, prompt, tokens, index, self._lines_format % left)
 
     def settle(self, index: int, more: int) -> None:
         """So many tokens more, or less, than were counted in the slice ``index``; whether there is room or not."""
