@@ -185,6 +185,7 @@ class Relay:
         self._metrics.observe(flight.model if is_known else "", call.route, status, flight.arrived, first_byte_at)
         if flight.trace is not None:
             flight.trace.end(flight)
+        flight.tape = None  # it knows the flight: without this both wait for the garbage collector, with all they keep
         self._lobby.call_next()
 
     @staticmethod
