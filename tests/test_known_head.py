@@ -1,15 +1,19 @@
 """Heads that come again and again on one connection."""
 
 import asyncio
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.known_head import KnownHead
+from relay.tracing.context import Tracing
 from tests.doubles import PATIENT
 from tests.relay_double import MODEL, door
 from tests.scripted import read_request, scripted
+from tests.test_tracing import Spans
+from tests.wire import body_of, echoing, settled, wire
 
 ROUTE = "/v1/chat/completions"
 
@@ -131,3 +135,17 @@ async def test_what_one_of_several_connection_headers_names_reaches_no_worker(co
         writer.close()
     assert len(heads) == 3
     assert all(b"x-plain: p" in head and b"secret" not in head for head in heads)
+
+
+@pytest.mark.anyio
+async def test_requests_with_a_known_head_are_traced_as_others() -> None:
+    spans = Spans()
+    asked = request(body_of("a"))
+    async with echoing() as (gate, echo), wire(gate) as client:
+        gate.relay._tracing = Tracing(spans, random.Random(1))
+        for _ in range(3):
+            await client.send(asked)
+            assert await client.answer() is not None
+        await settled(gate)
+        assert [b"\r\ntraceparent: " in head for head, _ in echo.seen] == [True] * 3
+        assert len(spans.taken) >= 3
