@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -162,6 +162,12 @@ def resolve_references(value: Any, environ: Mapping[str, str], where: str = "") 
     return value
 
 
+MAPPING: Final = "this has to be a mapping: {key: value}"
+LIST: Final = "this has to be a list: [item, item]"
+PLAIN_WORDS: Final = {"dict_type": MAPPING, "model_type": MAPPING, "list_type": LIST, "tuple_type": LIST}
+"""What pydantic says with the names of Python's types."""
+
+
 def describe(error: ValidationError, path: Path, above: Mapping[str, Any]) -> str:
     """All that is wrong, a line a key. Values are not repeated: they may be secrets."""
     problems = error.errors(include_url=False)
@@ -186,7 +192,7 @@ def _describe_one(problem: dict[str, Any]) -> str:
         *parents, key = location
         where = ".".join(parents)
         return (f"{where}: " if where else "") + unknown_key(key, known_keys(parents))
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = PLAIN_WORDS.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(location)}: {message}" if location else message
 
 

@@ -72,6 +72,8 @@ class Dispatcher:
     def dispatch(self, flight: Flight, replicas: Sequence[Replica]) -> None:
         """Ask one of the replicas. Raises ApiError when there is none that it has not failed at."""
         replica = self._router.choose(flight, replicas)
+        if replica is None and flight.asked is not None:
+            raise cannot_go_on(flight, f"no other replica of {flight.model} is ready")
         if replica is None:
             raise flight.last_error or no_replica_ready(flight.model, describe_workers(self._registry, flight.model))
         flight.pilot = self
@@ -241,10 +243,7 @@ class Dispatcher:
             flight.call.push(next_step.events, last=True)
             flight.owner.end(flight)
             return
-        assert flight.last_error is not None
-        error = flight.last_error
-        why = f"; the stream cannot go on at another one: {next_step.reason}" if next_step.reason else ""
-        flight.owner.fail(flight, WorkerBroke(f"{error.message.removesuffix('; try again')}{why}", code=error.code))
+        flight.owner.fail(flight, cannot_go_on(flight, next_step.reason))
 
     def _next_step(self, flight: Flight, counted: int | None = None) -> Continuation | Ending | Unresumable:
         tape = flight.tape
@@ -303,6 +302,14 @@ class Dispatcher:
             flight.owner.fail(flight, error)
         except Exception as error:
             flight.owner.crash(flight, error)
+
+
+def cannot_go_on(flight: Flight, reason: str) -> WorkerBroke:
+    """Of a stream that broke. ``reason``: why no other replica goes on with it; "" where none could have."""
+    assert flight.last_error is not None
+    error = flight.last_error
+    why = f"; the stream cannot go on at another one: {reason}" if reason else ""
+    return WorkerBroke(f"{error.message.removesuffix('; try again')}{why}", code=error.code)
 
 
 def forwarded(flight: Flight) -> bytes:

@@ -264,7 +264,8 @@ class Flight:
             self.is_told = self.is_event_stream = True
             self.status = 200
             head = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            self.call.start(self.status, head, self.answer_lines())
+            # Where it will be, and how long it has waited then, nobody knows yet.
+            self.call.start(self.status, head, b"x-request-id: %b\r\n%b" % (self.id, self.grant.lines))
         self.call.push(comment, last=False)
 
     def tail(self) -> Sequence[bytes]:

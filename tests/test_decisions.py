@@ -55,6 +55,13 @@ def test_a_decision_is_shown_as_it_was_made(view: View) -> None:
     assert decision.view()["candidates"] == expected
 
 
+def test_what_a_policy_does_not_look_at_is_not_told() -> None:
+    replicas = tuple(Replica(name, "h", 1) for name in IDS[:2])
+    told = Decision(b"r", "w0", "round_robin", 1, View(replicas, {"w0": 3}, random.Random(1))).view()
+    assert "prompt_bytes" not in told
+    assert told["candidates"] == [{"worker_id": "w0", "in_flight": 3}, {"worker_id": "w1", "in_flight": 0}]
+
+
 @pytest.mark.parametrize(("count", "reason"), [(1, "the only one"), (2, "0 of 0 bytes cached")])
 def test_its_reason_is_told_in_words(count: int, reason: str) -> None:
     replicas = tuple(Replica(name, "h", 1) for name in IDS[:count])

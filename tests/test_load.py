@@ -117,6 +117,18 @@ def test_a_mistyped_key_is_named_with_the_nearest(path: Path, text: str, where: 
     assert f"did you mean {nearest}" in words
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("routing: {models: {a: session}}", "routing.models.a: this has to be a mapping: {key: value}"),
+        ("litellm_settings: {fallbacks: {a: [b]}}", "fallbacks: this has to be a list: [item, item]"),
+        ("managed_workers: {port: 1}", "managed_workers: this has to be a list: [item, item]"),
+    ],
+)
+def test_a_value_of_the_wrong_shape_is_told_so_in_plain_words(path: Path, text: str, words: str) -> None:
+    assert words in refusal(path, text)
+
+
 def test_a_key_like_no_other_is_to_be_removed(path: Path) -> None:
     assert refusal(path, "zzzzzz: 1") == f"{path}: unknown key 'zzzzzz': remove it"
 

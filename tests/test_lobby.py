@@ -221,6 +221,7 @@ async def test_a_stream_that_waits_hears_of_it_and_then_goes_on() -> None:
         async with gate.http.stream("POST", "/v1/chat/completions", json=body) as answer:
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith("text/event-stream")
+            assert [name for name in answer.headers if name.startswith("x-")] == ["x-request-id"], "it is nowhere yet"
             pieces = answer.aiter_raw()
             assert (await anext(pieces)).startswith(b": queued position=1")
             worker.answer(2)

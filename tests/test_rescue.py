@@ -256,7 +256,9 @@ async def test_without_another_replica_the_stream_ends_with_an_error() -> None:
     async with replicas(after(4)) as (gate, _):
         answer = await stream(gate)
     assert b"[DONE]" not in answer.content
-    assert "w0" in events(answer)[-1]["error"]["message"]
+    message = events(answer)[-1]["error"]["message"]
+    assert "w0" in message
+    assert message.endswith(f"the stream cannot go on at another one: no other replica of {MODEL} is ready")
 
 
 async def test_a_stream_too_long_to_be_kept_ends_with_an_error() -> None:

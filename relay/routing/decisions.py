@@ -49,15 +49,16 @@ class Decision:
         return self._view._replace(replicas=replicas, in_flight=in_flight, pending=pending, speeds=speeds)
 
     def view(self) -> dict[str, Any]:
+        measures = self.policy == "cache_aware"
         return {
             "at": round(self.at, 3),
             "request_id": self.request_id.decode("latin-1"),
             "worker_id": self.worker_id,
             "policy": self.policy,
             "attempt": self.attempt,
-            "prompt_bytes": self._view.share.total,
+            **({"prompt_bytes": self._view.share.total} if measures else {}),
             "reason": self.reason(),
-            "candidates": candidates_of(self.view_then()),
+            "candidates": candidates_of(self.view_then(), measures=measures),
         }
 
     def reason(self) -> str:
@@ -80,17 +81,17 @@ class Decision:
         return json.dumps(self.view(), separators=(",", ":")).encode()
 
 
-def candidates_of(view: View) -> list[dict[str, Any]]:
-    return [
-        {
-            "worker_id": replica.worker_id,
-            "in_flight": view.load(replica),
-            "cached_bytes": view.share.cached.get(replica.worker_id, 0),
-            "expected_wait_s": round(expected_wait_s(view, replica), 4),
-            "cost_s": round(cost_s(view, replica), 4),
-        }
-        for replica in view.replicas
+def candidates_of(view: View, *, measures: bool) -> list[dict[str, Any]]:
+    """``measures``: the policy looks at more than what is in flight."""
+    told: list[dict[str, Any]] = [
+        {"worker_id": replica.worker_id, "in_flight": view.load(replica)} for replica in view.replicas
     ]
+    if measures:
+        for each, replica in zip(told, view.replicas, strict=True):
+            each["cached_bytes"] = view.share.cached.get(replica.worker_id, 0)
+            each["expected_wait_s"] = round(expected_wait_s(view, replica), 4)
+            each["cost_s"] = round(cost_s(view, replica), 4)
+    return told
 
 
 class DecisionLog:
