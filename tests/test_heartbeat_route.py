@@ -47,3 +47,21 @@ async def test_a_second_worker_of_one_id_is_refused(http: httpx.AsyncClient) -> 
     assert (await post(http, BEAT))[0] == 200
     status, error = await post(http, {**BEAT, "port": 9001})
     assert (status, error["code"], error["param"]) == (409, "worker_id_in_use", "worker_id")
+
+
+async def test_all_that_a_heartbeat_lacks_is_named(http: httpx.AsyncClient) -> None:
+    status, error = await post(http, {"worker_id": "a", "state": "happy"})
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", "model_name")
+    told = [part.partition(": ")[0] for part in error["message"].split("; ")]
+    assert told == ["model_name", "backend", "host", "port", "state"]
+    assert "port: Field required" in error["message"]
+
+
+@pytest.mark.parametrize(("wrong", "named", "end"), [(10, 10, "integer"), (13, 10, "(3 more)")])
+async def test_ten_wrong_fields_are_named_and_the_others_counted(
+    http: httpx.AsyncClient, wrong: int, named: int, end: str
+) -> None:
+    _, error = await post(http, {**BEAT, "gpu_ids": ["secret"] * wrong})
+    assert error["message"].count("gpu_ids.") == named
+    assert end in error["message"].rpartition("; ")[2]
+    assert "secret" not in error["message"]
