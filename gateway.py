@@ -36,6 +36,7 @@ from monitor.system import Gpu, read_gpus
 from relay.access import Access
 from relay.door import Door
 from relay.plane import DataPlane
+from relay.providers.unserved import unserved_fallbacks
 from utils.common import (
     Tasks,
     bind_socket,
@@ -62,6 +63,7 @@ class Gateway:
         own = settings.server_settings
         self._settings = own
         self._providers = settings.providers
+        self._unserved = unserved_fallbacks(settings)
         self._sock = bind(own.host, own.port)
         self.port: int = self._sock.getsockname()[1]
         token = own.worker_token.get_secret_value() if own.worker_token else ""
@@ -123,6 +125,8 @@ class Gateway:
     def _warn(self) -> None:
         for line in without_effect(self._providers):
             logger.warning("setting_without_effect", what=line)
+        for model, why in self._unserved.items():
+            logger.warning("fallback_unserved", model=model, why=why)
         if not self._settings.keys and not is_loopback(self._settings.host):
             logger.warning("data_plane_open", why="server_settings.keys is empty: whoever reaches this port may ask")
 

@@ -1,5 +1,8 @@
 """Every error of the control plane in OpenAI's envelope, and the headers that every answer has."""
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -10,6 +13,9 @@ from relay.headers import request_id
 from relay.routes import ROUTES
 from utils.errors import BY_STATUS, ApiError, BadRequest, InternalError, MethodNotAllowed
 from utils.logger import EventLogger
+
+MAX_TOLD: Final = 10
+"""Wrong fields that one answer names."""
 
 logger = EventLogger("api")
 
@@ -56,16 +62,21 @@ def install_error_envelope(app: FastAPI) -> None:
 
 
 def describe_validation(error: RequestValidationError) -> BadRequest:
-    """The first wrong field, named; the values are not repeated, for they may be secrets."""
+    """The wrong fields, named; the values are not repeated, for they may be secrets."""
     problems = error.errors()
-    first = problems[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "body")
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "json_invalid":
+    if problems[0]["type"] == "json_invalid":
         return BadRequest("the body is not valid JSON")
-    if not field:
+    first = field_of(problems[0])
+    if not first:
         return BadRequest("the body must be a JSON object, sent as application/json")
-    return BadRequest(f"{field}: {first['msg']}{more}", param=field)
+    told = [f"{field_of(problem) or 'the body'}: {problem['msg']}" for problem in problems[:MAX_TOLD]]
+    more = f" ({len(problems) - MAX_TOLD} more)" if len(problems) > MAX_TOLD else ""
+    return BadRequest("; ".join(told) + more, param=first)
+
+
+def field_of(problem: Mapping[str, Any]) -> str:
+    """Where a problem of pydantic's is, as in ``gpu_memory.0.total``; "" for the body as a whole."""
+    return ".".join(str(part) for part in problem["loc"] if part != "body")
 
 
 class RequestIdHeader:

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from monitor.heartbeat import Heartbeat
-from monitor.registry import WorkerIdConflict, WorkerRegistry
+from monitor.registry import AddressConflict, WorkerIdConflict, WorkerRegistry
 from relay.access import Access
 from utils.errors import Conflict
 from utils.logger import EventLogger
@@ -26,6 +26,8 @@ def routes(registry: WorkerRegistry, access: Access) -> APIRouter:
             worker = registry.upsert(beat, time.monotonic())
         except WorkerIdConflict as error:
             raise Conflict(str(error), code="worker_id_in_use", param="worker_id") from error
+        except AddressConflict as error:
+            raise Conflict(str(error), code="address_in_use", param="port") from error
         return {"worker_id": worker.id, "interval": beat.heartbeat_interval, "wanted": True}
 
     return router

@@ -6,13 +6,20 @@ from types import MappingProxyType
 
 from config.states import GONE, WorkerState
 from monitor.heartbeat import Heartbeat
+from utils.logger import EventLogger
 
 MISSED_BEATS = 3
 """A worker whose last beat is older than this many of its intervals is unhealthy."""
 
+logger = EventLogger("registry")
+
 
 class WorkerIdConflict(Exception):
     """A beat claims the id of another worker that is alive. ``str()`` says at which address."""
+
+
+class AddressConflict(Exception):
+    """A beat claims the address of another worker that is alive. ``str()`` says whose it is, and what to do."""
 
 
 class UnknownWorker(Exception):
@@ -56,6 +63,10 @@ class Worker:
     @property
     def id(self) -> str:
         return self.beat.worker_id
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.beat.host, self.beat.port
 
     @property
     def state(self) -> WorkerState:
@@ -133,14 +144,14 @@ class WorkerRegistry:
     # -- what workers say ------------------------------------------------------------------------------------------
 
     def upsert(self, beat: Heartbeat, now: float) -> Worker:
-        """Take a beat; the first of a worker registers it. Raises WorkerIdConflict."""
+        """Take a beat; the first of a worker registers it. Raises WorkerIdConflict or AddressConflict."""
         old = self._workers.get(beat.worker_id)
         if old is None:
-            self._drop_predecessors(beat)
+            self._take_address(beat, now)
             return self._store(Worker(beat, registered_at=now, last_beat=now))
         self._refuse_double_id(old, beat, now)
-        if (old.beat.host, old.beat.port) != (beat.host, beat.port):
-            self._drop_predecessors(beat)
+        if old.address != (beat.host, beat.port):
+            self._take_address(beat, now)
         # A restarted process is reachable until shown otherwise; the same one has to be reached before it is believed.
         unreachable = "" if is_new_incarnation(old.beat, beat) else old.unreachable
         return self._store(
@@ -148,18 +159,26 @@ class WorkerRegistry:
         )
 
     def _refuse_double_id(self, old: Worker, beat: Heartbeat, now: float) -> None:
-        elsewhere = (old.beat.host, old.beat.port) != (beat.host, beat.port)
-        lives = old.state not in GONE and not is_overdue(old, now) and not old.unreachable
-        if elsewhere and lives and old.last_beat is not None:
+        if old.address != (beat.host, beat.port) and is_alive(old, now):
             raise WorkerIdConflict(
                 f"worker_id {beat.worker_id!r} belongs to a living worker at {old.beat.host}:{old.beat.port}: "
                 f"give the one at {beat.host}:{beat.port} its own --worker-id"
             )
 
-    def _drop_predecessors(self, beat: Heartbeat) -> None:
-        """Another worker now answers at this address, so the one that did before is gone."""
-        for other in self.workers():
-            if (other.beat.host, other.beat.port) == (beat.host, beat.port) and not other.managed:
+    def _take_address(self, beat: Heartbeat, now: float) -> None:
+        """A worker comes to an address: who was there before and is dead makes room. Raises AddressConflict.
+
+        Two that both beat from one address would else throw each other out for ever.
+        """
+        others = [worker for worker in self.workers() if worker.address == (beat.host, beat.port)]
+        for other in others:
+            if is_alive(other, now) and not is_successor(other.beat, beat):
+                raise AddressConflict(address_taken(other, beat.worker_id))
+        for other in others:
+            if not other.managed:
+                why = other.reason or ("a later process has its port" if is_alive(other, now) else "it beats no more")
+                address = f"{beat.host}:{beat.port}"
+                logger.info("worker_replaced", worker_id=other.id, by=beat.worker_id, address=address, reason=why)
                 self.forget(other.id)
 
     # -- what the gateway finds out --------------------------------------------------------------------------------
@@ -265,6 +284,33 @@ def own_names_of(workers: Iterable[Worker]) -> dict[str, str]:
 
 def is_overdue(worker: Worker, now: float) -> bool:
     return worker.last_beat is not None and now - worker.last_beat > MISSED_BEATS * worker.beat.heartbeat_interval
+
+
+def is_alive(worker: Worker, now: float) -> bool:
+    """Whether it beats, can be reached, and has not said that it ends."""
+    beats = worker.last_beat is not None and not is_overdue(worker, now)
+    return beats and not worker.unreachable and worker.state not in GONE
+
+
+def is_successor(old: Heartbeat, new: Heartbeat) -> bool:
+    """Whether the beat comes from a process that began later on the same machine, where one alone can have a port: the
+    one before is dead, though nobody has missed its beats yet.
+    """
+    if not new.node or new.node != old.node or old.started_at is None or new.started_at is None:
+        return False
+    return new.started_at > old.started_at
+
+
+def address_taken(owner: Worker, worker_id: str) -> str:
+    """Words for the sender of a second worker's beats. The same at each beat, so that a log says them once."""
+    host, port = owner.address
+    silent_s = MISSED_BEATS * owner.beat.heartbeat_interval
+    return (
+        f"{host}:{port} is the address of the living worker {owner.id!r}, and one address is one worker: name a "
+        "server's other models in adapters of its one heartbeat, or put it into model_list as a provider; give another "
+        f"server a port of its own. If {owner.id!r} is dead, {worker_id!r} is taken once no heartbeat of it came for "
+        f"{silent_s:g} s: send on"
+    )
 
 
 def is_new_incarnation(old: Heartbeat, new: Heartbeat) -> bool:

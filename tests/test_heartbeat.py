@@ -130,7 +130,9 @@ async def test_a_beat_goes_out_at_once_and_then_every_interval() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("trouble", [AWAY, BROKEN, httpx.ReadTimeout("slow")], ids=["away", "broken", "slow"])
+@pytest.mark.parametrize(
+    "trouble", [AWAY, BROKEN, httpx.Response(409), httpx.ReadTimeout("slow")], ids=["away", "broken", "refused", "slow"]
+)
 async def test_a_beat_that_did_not_arrive_is_sent_again_soon(trouble: httpx.Response | Exception) -> None:
     gateway = Gateway(trouble, trouble, OK)
     async with sending(gateway):

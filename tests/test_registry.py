@@ -6,7 +6,8 @@ import pytest
 
 from config.states import WorkerState
 from monitor.heartbeat import Heartbeat
-from monitor.registry import Replica, UnknownWorker, Worker, WorkerIdConflict, WorkerRegistry
+from monitor.registry import AddressConflict, Replica, UnknownWorker, Worker, WorkerIdConflict, WorkerRegistry
+from tests.doubles import logged
 
 READY, LOADING, UNHEALTHY, FAILED = (
     WorkerState.READY, WorkerState.LOADING, WorkerState.UNHEALTHY, WorkerState.FAILED,
@@ -86,18 +87,92 @@ def test_a_worker_that_came_back_elsewhere_keeps_its_id(registry: WorkerRegistry
     assert registry.route("m") == (Replica("w", "other", 1, names=("m",)),)
 
 
-def test_who_answers_at_an_address_now_is_the_one_worker_there(registry: WorkerRegistry) -> None:
-    registry.upsert(beat("old"), 0)
-    registry.upsert(beat("new"), 1)
+def test_the_address_of_a_living_worker_cannot_be_taken(registry: WorkerRegistry) -> None:
+    registry.upsert(beat("first"), 0)
+    for now in (1, 10, 40):
+        with pytest.raises(AddressConflict, match="h:1 is the address of the living worker 'first'"):
+            registry.upsert(beat("second", model_name="n"), now)
+        registry.upsert(beat("first"), now)
+    assert registry.models() == ["m"]
+
+
+def end_of(registry: WorkerRegistry, worker_id: str, end: str, **more: Any) -> float:
+    """Lets a worker beat at 0 and end; when that is known."""
+    registry.upsert(beat(worker_id, state=end if end in ("stopping", "failed") else "ready", **more), 0)
+    if end == "unreachable":
+        registry.mark_unreachable(worker_id, "refused", is_gone=True)
+    if end == "judged":
+        registry.judge(worker_id, FAILED, "its process ended")
+    return 30.1 if end == "overdue" else 0.1
+
+
+ENDS = ["overdue", "unreachable", "stopping", "failed", "judged"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_who_answers_at_a_dead_workers_address_takes_its_place_at_once(registry: WorkerRegistry, end: str) -> None:
+    now = end_of(registry, "old", end)
+    with logged() as events:
+        registry.upsert(beat("new"), now)
     assert [worker.id for worker in registry.workers()] == ["new"]
+    [line] = events.named("worker_replaced")
+    values = line.__dict__["values"]
+    assert (values["worker_id"], values["by"], values["address"]) == ("old", "new", "h:1")
+    assert values["reason"]
 
 
-def test_a_worker_that_moves_to_anothers_address_takes_its_place(registry: WorkerRegistry) -> None:
-    registry.upsert(beat("old", port=2), 0)
+@pytest.mark.parametrize("end", ENDS)
+def test_a_worker_that_moves_to_a_dead_ones_address_takes_its_place(registry: WorkerRegistry, end: str) -> None:
+    now = end_of(registry, "old", end, port=2)
     registry.upsert(beat("mover", port=1, state="stopping"), 0)
-    registry.upsert(beat("mover", port=2, model_name="n"), 1)
+    registry.upsert(beat("mover", port=2, model_name="n"), now)
     assert [worker.id for worker in registry.workers()] == ["mover"]
     assert registry.route("m") is None
+
+
+def test_a_worker_cannot_move_to_a_living_ones_address(registry: WorkerRegistry) -> None:
+    registry.upsert(beat("there", port=2), 0)
+    registry.upsert(beat("mover", port=1, state="stopping"), 0)
+    with pytest.raises(AddressConflict):
+        registry.upsert(beat("mover", port=2, model_name="n"), 1)
+    assert {worker.id for worker in registry.workers()} == {"there", "mover"}
+    assert registry.models() == ["m"]
+
+
+def test_a_quick_restart_under_another_id_does_not_wait_for_missed_beats(registry: WorkerRegistry) -> None:
+    registry.upsert(beat("old", node="gpu7", started_at=100, heartbeat_interval=3600), 0)
+    with logged() as events:
+        registry.upsert(beat("new", node="gpu7", started_at=101), 0.5)
+    assert [worker.id for worker in registry.workers()] == ["new"]
+    assert events.named("worker_replaced")[0].__dict__["values"]["reason"] == "a later process has its port"
+    with pytest.raises(AddressConflict):  # they do not swap, even if both live
+        registry.upsert(beat("old", node="gpu7", started_at=100, state="stopping"), 1)
+    assert registry.route("m") == (Replica("new", "h", 1, node="gpu7", names=("m",)),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"node": "a", "started_at": 100}, {"node": "b", "started_at": 101}),
+        ({"node": "a"}, {"node": "a", "started_at": 101}),
+        ({"node": "a", "started_at": 100}, {"node": "a"}),
+        ({"started_at": 100}, {"started_at": 101}),
+        ({"node": "a", "started_at": 101}, {"node": "a", "started_at": 101}),
+    ],
+)
+def test_only_a_later_process_of_the_same_machine_is_known_to_have_the_port(
+    registry: WorkerRegistry, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    registry.upsert(beat("old", **old), 0)
+    with pytest.raises(AddressConflict):
+        registry.upsert(beat("new", **new), 1)
+
+
+def test_a_stranger_is_refused_where_a_managed_worker_lives(registry: WorkerRegistry) -> None:
+    registry.announce(beat("managed"), 0)
+    registry.upsert(beat("managed"), 1)
+    with pytest.raises(AddressConflict, match="managed"):
+        registry.upsert(beat("stranger"), 2)
 
 
 def test_a_managed_worker_is_not_pushed_out_by_a_stranger(registry: WorkerRegistry) -> None:

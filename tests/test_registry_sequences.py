@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from config.states import WorkerState
 from monitor.heartbeat import Heartbeat
-from monitor.registry import Worker, WorkerIdConflict, WorkerRegistry, is_overdue, routes_of
+from monitor.registry import AddressConflict, Worker, WorkerIdConflict, WorkerRegistry, is_alive, is_overdue, routes_of
 from tests.doubles import PATIENT
 
 IDS = st.sampled_from(["a", "b", "c"])
@@ -46,11 +46,12 @@ class Sequences(RuleBasedStateMachine):
         before = self.registry.workers()
         try:
             worker = self.registry.upsert(beat, self.now)
-        except WorkerIdConflict:
+        except (WorkerIdConflict, AddressConflict):
             assert self.registry.workers() == before
         else:
             assert worker == self.registry.worker(beat.worker_id)
             assert worker.verdict is None
+            assert {each.id for each in before if is_alive(each, self.now)} <= set(self.mirror)
 
     @rule(beat=BEATS)
     def announce(self, beat: Heartbeat) -> None:
