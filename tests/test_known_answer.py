@@ -1,6 +1,8 @@
 """Answers whose heads repeat: read as the parser would, or left to it."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from hypothesis import example, given
@@ -207,3 +209,18 @@ def test_its_head_is_written_as_any_other(keep_alive: bool) -> None:
         heads.append(sorted(head.split(b"\r\n")))
     assert heads[0] == heads[1]
     assert not any(line.startswith((b"server", b"x-request-id")) for line in heads[0])
+
+
+def test_a_lost_connection_is_no_cycle_for_the_garbage_collector() -> None:
+    loop = asyncio.new_event_loop()
+    connection = Connection(loop, lambda _: None)
+    connection.connection_made(Wire())
+    seen = weakref.ref(connection)
+    gc.disable()
+    try:
+        connection.connection_lost(None)
+        del connection
+        assert seen() is None
+    finally:
+        gc.enable()
+        loop.close()

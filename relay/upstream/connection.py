@@ -165,6 +165,8 @@ class Connection(asyncio.Protocol):
         self.closed = True
         if self._exchange is not None:
             self._exchange.fail(ConnectionBroken(f"closed the connection{f' ({exc})' if exc else ''}"))
+        # Each holds the other: without this both wait for the garbage collector, which seldom comes.
+        self._parser = None
 
     def _break(self, error: UpstreamError) -> None:
         self.abort()
