@@ -159,7 +159,7 @@ class Flight:
         try:
             self.pilot.take_head(self, exchange)
         except Exception as error:
-            self.owner.crash(self, error)
+            self.crash(error)
 
     def take(self, piece: bytes, last: bool) -> None:
         try:
@@ -169,14 +169,7 @@ class Flight:
             tape = self.tape
             if tape is not None:
                 piece = tape.feed(piece)
-                if not (last or tape.is_broken):  # nearly always
-                    if piece:
-                        self.pieces += 1
-                        if self.grant is not UNLIMITED:
-                            self.events += piece.count(b"data:")
-                        self.call.push(piece, False)
-                    return
-                if not tape.is_broken:
+                if last and not tape.is_broken:
                     piece += tape.finish()
                 if tape.is_broken:
                     self._break(tape, piece)
@@ -189,7 +182,7 @@ class Flight:
             if last:
                 self.owner.end(self)
         except Exception as error:
-            self.owner.crash(self, error)
+            self.crash(error)
 
     def crash(self, error: Exception) -> None:
         self.owner.crash(self, error)
@@ -253,7 +246,7 @@ class Flight:
         try:
             self.pilot.take_error(self, error)
         except Exception as crash:
-            self.owner.crash(self, crash)
+            self.crash(crash)
 
     def give_up(self) -> None:
         self.call.give_up()

@@ -68,9 +68,7 @@ class Kept:
             self._whole = None
             self.room -= RUN_BYTES
         texts.append(text)
-        self.room -= len(text) + OBJECT_BYTES
-        if self.room < 0:
-            self.forget()
+        self._take_room(text)
 
     def _take_room(self, stored: bytes) -> None:
         self.room -= len(stored) + OBJECT_BYTES
@@ -107,12 +105,11 @@ class Kept:
 
     def tail(self) -> list[bytes]:
         """The last two pieces, or fewer."""
-        last: list[bytes] = []
-        for piece in self._backwards():
-            last.insert(0, piece)
-            if len(last) == 2:
-                break
-        return last
+        return self._last(2)
+
+    def _last(self, count: int) -> list[bytes]:
+        """Not of ``pieces()``, which for a moment would take many times the memory."""
+        return list(islice(self._backwards(), count))[::-1]
 
     def _backwards(self) -> Iterator[bytes]:
         for prefix, suffix, texts in reversed(self._runs):
@@ -123,8 +120,6 @@ class Kept:
         """All but the last few: there is no room for more."""
         self.is_all = False
         self.room = 1 << 62
-        # Not by ``pieces()``, which for a moment would take many times the memory that there is no room for.
-        last = list(islice(self._backwards(), KEPT_AFTER_ALL))
-        self._whole = deque(reversed(last), KEPT_AFTER_ALL)
+        self._whole = deque(self._last(KEPT_AFTER_ALL), KEPT_AFTER_ALL)
         self._runs = [(b"", b"", self._whole)]
         self.texts = deque(maxlen=0)  # pieces that are alike say nothing of a stream's end
