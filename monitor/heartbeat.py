@@ -1,6 +1,7 @@
 """The heartbeat: what a worker says of itself, for both sides of the wire, and the worker's side that sends it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
@@ -132,10 +133,9 @@ class HeartbeatSender:
         while True:
             self._changed.clear()
             arrived = await self.beat()
-            try:
-                await asyncio.wait_for(self._changed.wait(), self._interval_s if arrived else RETRY_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s if arrived else RETRY_S):
+                    await self._changed.wait()
 
     async def beat(self) -> bool:
         """One beat now. Whether it arrived and was accepted; a beat that cannot be made is told like one refused."""

@@ -200,6 +200,22 @@ async def test_a_gateway_that_is_away_does_not_keep_a_worker_from_stopping() -> 
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_change_just_before_the_end_does_not_keep_a_worker_from_stopping(turns: int) -> None:
+    gateway = Gateway(OK)
+    async with sending(gateway) as sender:
+        await gateway.wait_for(1)
+        await asyncio.sleep(1)
+        sender.beat_soon()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(sender.stop(), 60)
+        seen = len(gateway.requests)
+        await asyncio.sleep(100)
+        assert len(gateway.requests) == seen, "no beat after the last one"
+
+
+@pytest.mark.anyio
 async def test_a_worker_without_a_gateway_is_silent() -> None:
     gateway = Gateway(OK)
     async with sending(gateway, gateway_address="") as sender:

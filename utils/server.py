@@ -74,7 +74,8 @@ class Server(uvicorn.Server):
         while not self.should_exit:
             await self.on_tick(0)  # the date that answers bear
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self._stopped.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own begins with a tenth of a second, whatever is open: here only what is open is waited for."""
