@@ -57,14 +57,43 @@ def test_a_worker_that_starts_anew_has_nothing() -> None:
     assert len(tree) == 0
 
 
-def test_the_tree_is_bounded_and_keeps_what_was_used_last() -> None:
-    tree = PrefixTree(max_blocks=4)
-    old, new = b"o" * BLOCK_BYTES * 3, b"n" * BLOCK_BYTES * 3
-    tree.add(chain_of(old), "a")
-    tree.add(chain_of(new), "a")
-    assert len(tree) == 4
-    assert cached(tree, new) == {"a": 3 * BLOCK_BYTES}
-    assert cached(tree, old) == {"a": BLOCK_BYTES}  # its beginning, without which the rest is worth nothing
+@PATIENT
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 12))
+def test_the_tree_is_bounded_and_knows_what_was_sent_last(sent: list[int], generation: int) -> None:
+    tree = PrefixTree(generation)
+    prompts = [bytes([48 + number]) * BLOCK_BYTES * (1 + number % 3) for number in sent]
+    for prompt in prompts:
+        tree.add(chain_of(prompt), "a")
+    assert len(tree) <= 2 * (generation + 2)
+    room = generation
+    for prompt in dict.fromkeys(reversed(prompts)):
+        room -= len(prompt) // BLOCK_BYTES
+        if room < 0:
+            break
+        assert cached(tree, prompt) == {"a": len(prompt)}
+
+
+def test_what_is_not_sent_again_is_forgotten() -> None:
+    tree = PrefixTree(generation=4)
+    once, again = b"o" * BLOCK_BYTES, b"a" * BLOCK_BYTES
+    for number in range(20):
+        tree.add(chain_of(bytes([65 + number]) * BLOCK_BYTES), "a")
+        tree.add(chain_of(again), "a")
+        if not number:
+            tree.add(chain_of(once), "a")
+    assert cached(tree, once) == {}
+    assert cached(tree, again) == {"a": BLOCK_BYTES}
+
+
+def test_a_worker_that_starts_anew_has_nothing_of_either_generation() -> None:
+    tree = PrefixTree(generation=2)
+    older, newer = b"o" * BLOCK_BYTES * 2, b"n" * BLOCK_BYTES
+    tree.add(chain_of(older), "a")
+    tree.add(chain_of(newer), "a")
+    assert (cached(tree, older), cached(tree, newer)) == ({"a": 2 * BLOCK_BYTES}, {"a": BLOCK_BYTES})
+    tree.forget("a")
+    tree.add(chain_of(b"x" * BLOCK_BYTES), "b")  # with the bit that was a's
+    assert (cached(tree, older), cached(tree, newer)) == ({}, {})
 
 
 def test_a_worker_that_had_dropped_a_prompt_has_dropped_older_ones_too() -> None:

@@ -13,8 +13,8 @@ BLOCK_BYTES: Final = 128
 """About as much text as there is in two of an engine's blocks of 16 tokens."""
 MAX_BLOCKS_OF_PROMPT: Final = 1024
 """Of a longer prompt only so many blocks are looked at: 128 KiB."""
-MAX_BLOCKS: Final = 65536
-"""Of one model's tree; those not seen for longest go first. About 10 MB."""
+GENERATION: Final = 65536
+"""So many blocks that were sent last are known for certain, of one model; at most twice as many are: 10 to 20 MB."""
 
 TIME_BITS: Final = 48
 TIME: Final = 2**TIME_BITS - 1
@@ -47,27 +47,32 @@ class Share(NamedTuple):
 class PrefixTree:
     """One model's known blocks: which workers have each, and when it was last sent.
 
+    There are two generations of blocks. When the young one is full it becomes the old one, and what was old and has not
+    been sent again since is forgotten at once: a cost that no single prompt has (to take the oldest entries out of one
+    dict costs a walk over all that went before them).
+
     A worker is a bit. Time is counted in prompts: a block is younger than those that go on from it. An engine that
     turns out to have dropped a block has dropped its older ones too (they go in the order of their last use): it has a
     horizon, and what was sent before that counts no more.
     """
 
-    def __init__(self, max_blocks: int = MAX_BLOCKS) -> None:
-        self._max_blocks = max_blocks
-        self._blocks: dict[int, int] = {}  # bits above the time, in the order of the time
+    def __init__(self, generation: int = GENERATION) -> None:
+        self._generation = generation
+        self._young: dict[int, int] = {}  # by a block's link: bits above the time
+        self._old: dict[int, int] = {}
         self._bits: dict[str, int] = {}
         self._horizons: dict[str, int] = {}
         self._now = 0
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._young.keys() | self._old.keys())
 
     def share(self, chain: Chain, total: int) -> Share:
         """Of a prompt of ``total`` bytes with this chain."""
         cached: dict[str, int] = {}
         alive = sum(self._bits.values())  # of single bits: all of them
         for depth, link in enumerate(chain if alive else ()):
-            block = self._blocks.get(link, 0)
+            block = self._block(link)
             have = (self._holders(block) if self._horizons else block >> TIME_BITS) & alive
             if have != alive:
                 self._note(cached, alive & ~have, depth)
@@ -76,6 +81,9 @@ class PrefixTree:
                     break
         self._note(cached, alive, len(chain))
         return Share(total, cached)
+
+    def _block(self, link: int) -> int:
+        return self._young.get(link) or self._old.get(link, 0)
 
     def _holders(self, block: int) -> int:
         holders = block >> TIME_BITS
@@ -92,17 +100,18 @@ class PrefixTree:
 
     def time_of(self, chain: Chain, cached_bytes: int) -> int:
         """When the last of the cached blocks was last sent; for ``correct``."""
-        return self._blocks.get(chain[cached_bytes // BLOCK_BYTES - 1], 0) & TIME if cached_bytes else 0
+        return self._block(chain[cached_bytes // BLOCK_BYTES - 1]) & TIME if cached_bytes else 0
 
     def add(self, chain: Chain, worker_id: str) -> None:
         """The worker gets this prompt: it will have all of its blocks."""
         bit = self._bits.get(worker_id) or self._new_bit(worker_id)
-        blocks = self._blocks
+        young, old = self._young, self._old
         self._now += 1
-        for link in reversed(chain):
-            blocks[link] = (blocks.pop(link, 0) >> TIME_BITS | bit) << TIME_BITS | self._now
-        while len(blocks) > self._max_blocks:
-            del blocks[next(iter(blocks))]
+        for link in chain:
+            block = young.get(link) or old.get(link, 0)
+            young[link] = (block >> TIME_BITS | bit) << TIME_BITS | self._now
+        if len(young) >= self._generation:  # after the whole prompt: what follows on a block goes no later than it
+            self._old, self._young = young, {}
 
     def correct(self, worker_id: str, time: int) -> None:
         """The worker did not have a block that was last sent at ``time``, nor then what is older."""
@@ -114,7 +123,10 @@ class PrefixTree:
         self._horizons.pop(worker_id, None)
         bit = self._bits.pop(worker_id, 0) << TIME_BITS
         if bit:
-            self._blocks = {link: left for link, block in self._blocks.items() if (left := block & ~bit) > TIME}
+            self._young, self._old = (
+                {link: left for link, block in blocks.items() if (left := block & ~bit) > TIME}
+                for blocks in (self._young, self._old)
+            )
 
     def _new_bit(self, worker_id: str) -> int:
         used = sum(self._bits.values())
