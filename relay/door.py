@@ -350,6 +350,8 @@ class Door(HttpProtocol):
         self._arm()
 
     def _arm(self) -> None:
+        if self.parser is None:  # the connection is lost: a timer would only keep it in memory
+            return
         self._timer_at = self._due
         self._timer = self.loop.call_at(self._due, self._check_time)
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from relay.door import MAX_HEAD_BYTES
+from relay.door import MAX_HEAD_BYTES, Door
 from tests.relay_double import MODEL, Gate, door
 from tests.scripted import OK, answering, read_request, scripted
 from tests.test_relay import endless
@@ -288,6 +290,30 @@ async def test_a_client_that_stops_reading_is_given_up() -> None:
         one.send(request())
         await asyncio.wait_for(worker.closed.wait(), 10)
         assert gate.router.in_flight == {}
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+@pytest.mark.parametrize("when", ["asking", "in a stream", "idle"])
+async def test_a_client_that_leaves_is_not_kept_in_memory(how: str, when: str) -> None:
+    reached = asyncio.Event()
+    script = answering(OK) if when == "idle" else endless(reached)
+    async with door() as gate, scripted(script) as (_, address), connection(gate) as (reader, writer):
+        gate.add("w", address)
+        writer.write(request()[: 40 if when == "asking" else None])
+        await (asyncio.sleep(0.02) if when == "asking" else reader.readuntil(b"\r\n\r\n"))
+        doors = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Door)]
+        assert doors
+        gc.collect()
+        gc.disable()
+        try:
+            getattr(writer if how == "close" else writer.transport, how)()
+            for _ in range(100):
+                await asyncio.sleep(0.01)
+                if not any(each() for each in doors):
+                    break
+            assert [each() for each in doors] == [None] * len(doors)
+        finally:
+            gc.enable()
 
 
 async def test_a_crash_is_logged_and_ends_one_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
