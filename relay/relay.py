@@ -185,7 +185,9 @@ class Relay:
         self._metrics.observe(flight.model if is_known else "", call.route, status, flight.arrived, first_byte_at)
         if flight.trace is not None:
             flight.trace.end(flight)
-        flight.tape = None  # it knows the flight: without this both wait for the garbage collector, with all they keep
+        # These know the flight (errors by the frames that they came through): without this they and it wait for the
+        # garbage collector, with all that they keep.
+        flight.tape = flight.error = flight.last_error = None
         self._lobby.call_next()
 
     @staticmethod

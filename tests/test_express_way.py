@@ -10,10 +10,11 @@ import pytest
 
 from config.admission import AdmissionSettings
 from relay.admission.limits import estimate_tokens
+from relay.call import Call
 from relay.flight import Flight
 from tests.model_double import DONE
 from tests.relay_double import Gate, door
-from tests.scripted import read_request, scripted
+from tests.scripted import answering, read_request, scripted
 from tests.test_tape import ONE, ROLE, THREE, TWO
 from tests.wire import Wire, connection, request, settled, wire
 
@@ -58,6 +59,18 @@ class Engine:
             writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE))
 
 
+class Watched(dict[Call, Flight]):
+    """The flights of a relay, each remembered weakly."""
+
+    def __init__(self, seen: list[weakref.ref[Flight]]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __setitem__(self, call: Call, flight: Flight) -> None:
+        super().__setitem__(call, flight)
+        self._seen.append(weakref.ref(flight))
+
+
 async def ask(client: Wire, *more: bytes, body: bytes = ASKED) -> bytes:
     await client.send(request(body, b"authorization: Bearer sk-a", *more, route=CHAT))
     answer = await client.answer()
@@ -81,6 +94,32 @@ async def test_nothing_of_a_stream_waits_for_the_garbage_collector(breaks: bool)
             await client.answer()  # the connection remembers its last request no longer
             assert [flight() for flight in engine.flights] == [None] * 3
             assert engine.rides > 0
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{}", 400), (b"{", 400), (ASKED.replace(b'"m"', b'"unknown"'), 404), (ASKED, 502)],
+    ids=["lacks a model", "no JSON", "unknown model", "garbage of a worker"],
+)
+async def test_nothing_of_an_error_waits_for_the_garbage_collector(body: bytes, status: int) -> None:
+    seen: list[weakref.ref[Flight]] = []
+    garbage = scripted(answering(b"garbage\r\n\r\n"))
+    async with door(max_attempts=1) as gate, garbage as (_, address), wire(gate) as client:
+        gate.add("w", address)
+        gate.relay._flights = Watched(seen)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                await client.send(request(body, b"authorization: Bearer sk-a", route=CHAT))
+                answer = await client.answer()
+                assert answer is not None
+                assert answer.status == status
+            await client.send(request(b"", route=b"/elsewhere"))
+            await client.answer()  # the connection remembers its last request no longer
+            assert [flight() for flight in seen] == [None] * 3
         finally:
             gc.enable()
 
