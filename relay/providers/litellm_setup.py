@@ -130,7 +130,8 @@ async def leave(litellm: Any) -> None:
     if litellm.ichat_users:
         return
     client, litellm.aclient_session = litellm.aclient_session, None
-    await litellm.litellm_core_utils.logging_worker.GLOBAL_LOGGING_WORKER.stop()
+    with contextlib.suppress(RuntimeError):  # what an event loop left behind that has ended since cannot be ended again
+        await litellm.litellm_core_utils.logging_worker.GLOBAL_LOGGING_WORKER.stop()
     await litellm.close_litellm_async_clients()
     litellm.in_memory_llm_clients_cache.cache_dict.clear()  # nobody is to be given a closed one
     await client.aclose()
