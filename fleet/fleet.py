@@ -25,9 +25,8 @@ from utils.common import Tasks, port_is_free
 from utils.errors import ConfigError
 from utils.logger import EventLogger
 
-WATCH_INTERVAL_S: Final = 1.0
-HANG_LIMIT_S: Final = 30.0
-"""A managed worker that has been unhealthy for this long with its process alive is killed and started again."""
+USELESS: Final = (WorkerState.UNHEALTHY, WorkerState.FAILED, WorkerState.STOPPING)
+"""A worker gets out of these soon: by itself, or by its end."""
 PORT_RELEASE_S: Final = 5.0
 
 logger = EventLogger("fleet")
@@ -44,6 +43,8 @@ class FleetSettings:
     drain_timeout_s: float
     max_body_mb: float
     token: str = ""
+    watch_interval_s: float = 1.0
+    hang_limit_s: float = 30.0  # so long in one of ``USELESS`` with its process alive: killed, and started again
 
 
 class Fleet:
@@ -159,13 +160,14 @@ class Fleet:
     async def _watch(self, worker: ManagedWorker, process: WorkerProcess) -> int | None:
         """Until the process ends, by itself or because it hangs. Its exit code; None where it is not to be known."""
         ended = asyncio.ensure_future(process.wait())
-        unhealthy_since: float | None = None
+        useless_since: float | None = None
         try:
             while not ended.done():
-                await asyncio.wait({ended}, timeout=WATCH_INTERVAL_S)
+                await asyncio.wait({ended}, timeout=self._settings.watch_interval_s)
                 process.trim_log()
-                unhealthy_since = self._note_health(worker, unhealthy_since)
-                why = self._why_hopeless(worker, process, unhealthy_since)
+                is_useless = self._record(worker).state in USELESS
+                useless_since = (useless_since or time.monotonic()) if is_useless else None
+                why = self._why_hopeless(worker, process, useless_since)
                 if why and not ended.done():
                     logger.warning("worker_hangs", worker_id=worker.id, pid=process.pid, why=why)
                     os.kill(process.pid, signal.SIGKILL)
@@ -178,19 +180,13 @@ class Fleet:
                 process.kill()  # what the dead worker's engine may have left
                 self._running.pop(worker.id, None)
 
-    def _note_health(self, worker: ManagedWorker, unhealthy_since: float | None) -> float | None:
-        if self._record(worker).state is not WorkerState.UNHEALTHY:
-            return None
-        return unhealthy_since or time.monotonic()
-
-    def _why_hopeless(self, worker: ManagedWorker, process: WorkerProcess, unhealthy_since: float | None) -> str:
-        now = time.monotonic()
+    def _why_hopeless(self, worker: ManagedWorker, process: WorkerProcess, useless_since: float | None) -> str:
+        now, state, limit_s = time.monotonic(), self._record(worker).state, self._settings.hang_limit_s
         if self.is_closing:
             return ""
-        if unhealthy_since is not None and now - unhealthy_since > HANG_LIMIT_S:
-            return f"unhealthy for {HANG_LIMIT_S:g} s"
-        starting = self._record(worker).state in (WorkerState.STARTING, WorkerState.LOADING)
-        if starting and now - process.started_at > worker.start_timeout_s:
+        if useless_since is not None and now - useless_since > limit_s:
+            return f"{state} for {limit_s:g} s"
+        if state in (WorkerState.STARTING, WorkerState.LOADING) and now - process.started_at > worker.start_timeout_s:
             return f"not ready after start_timeout_s ({worker.start_timeout_s:g} s)"
         return ""
 
