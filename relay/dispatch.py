@@ -75,7 +75,8 @@ class Dispatcher:
         if replica is None and flight.asked is not None:
             raise cannot_go_on(flight, f"no other replica of {flight.model} is ready")
         if replica is None:
-            raise flight.last_error or no_replica_ready(flight.model, describe_workers(self._registry, flight.model))
+            states = describe_workers(self._registry, flight.model, flight.call.route)
+            raise flight.last_error or no_replica_ready(flight.model, states)
         flight.pilot = self
         flight.attempts += 1
         flight.worker = replica.worker_id

@@ -33,9 +33,20 @@ def no_replica_ready(model: str, detail: str) -> NoReplicaReady:
     )
 
 
-def describe_workers(registry: WorkerRegistry, model: str) -> str:
+def workers_for(registry: WorkerRegistry, model: str, route: str) -> list[Worker]:
+    """All those of the model, ready or not, that have said that they can do what the route is for."""
+    wanted = TASKS.get(route, ())
+    return [
+        worker
+        for worker in registry.workers()
+        if model in worker.beat.names and any(task in wanted for task in worker.beat.tasks)
+    ]
+
+
+def describe_workers(registry: WorkerRegistry, model: str, route: str) -> str:
     """The states of a model's workers, for the one who wonders why none is ready."""
-    states = [describe_worker(worker) for worker in registry.workers() if model in worker.beat.names]
+    able = workers_for(registry, model, route) or (w for w in registry.workers() if model in w.beat.names)
+    states = [describe_worker(worker) for worker in able]
     return ", ".join(states[:5]) or "its workers have gone"
 
 

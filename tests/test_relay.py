@@ -129,6 +129,17 @@ async def test_a_model_is_not_asked_for_what_it_cannot_do() -> None:
         assert (await gate.chat()).status_code == 200
 
 
+async def test_a_model_whose_one_able_replica_is_away_is_not_refused_for_good() -> None:
+    async with door() as gate, scripted(answering(OK)) as (_, address):
+        gate.add("chat", address, tasks=("generate",))
+        gate.add("vectors", ("127.0.0.1", free_port()), tasks=("embed",), state="loading")
+        answer = await gate.http.post("/v1/embeddings", json={"model": MODEL, "input": "x"})
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "no_replica_ready")
+        assert "ready: vectors is loading. Try" in error_of(answer)["message"]
+        assert "retry-after" in answer.headers
+        assert (await gate.chat()).status_code == 200
+
+
 async def test_among_replicas_those_are_asked_that_can() -> None:
     async with door() as gate, scripted(answering(OK)) as (_, one), scripted(answering(*[OK] * 6)) as (_, two):
         gate.add("chat", one, tasks=("generate",))

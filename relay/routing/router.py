@@ -17,7 +17,7 @@ from relay.routing.decisions import Decision, DecisionLog
 from relay.routing.prefix import Chain, PrefixTree, Share, chain_of
 from relay.routing.speeds import Speeds
 from relay.usage import Usage
-from relay.words import task_refused
+from relay.words import task_refused, workers_for
 from utils.errors import ModelNotFound
 
 EXPLAIN_HEADER: Final = b"x-ichat-explain"
@@ -76,7 +76,10 @@ class Router:
     # -- which one -------------------------------------------------------------------------------------------------
 
     def replicas(self, model: str, route: str) -> tuple[Replica, ...]:
-        """The ready ones that can do what the route is for. Raises ModelNotFound, BadRequest."""
+        """The ready ones that can do what the route is for: none where those that can are not ready.
+
+        Raises ModelNotFound, BadRequest.
+        """
         replicas = self._registry.route(model)
         if replicas is None:
             raise ModelNotFound(model, self._registry.models())
@@ -89,7 +92,7 @@ class Router:
         else:
             return replicas  # the usual case, without a new tuple
         able = tuple(replica for replica in replicas if replica.can(tasks))
-        if not able:
+        if not able and not workers_for(self._registry, model, route):
             raise task_refused(model, route, replicas)
         return able
 
