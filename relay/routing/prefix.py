@@ -65,7 +65,8 @@ class PrefixTree:
         self._now = 0
 
     def __len__(self) -> int:
-        return len(self._young.keys() | self._old.keys())
+        """The entries that it holds: of a block in both generations two."""
+        return len(self._young) + len(self._old)
 
     def share(self, chain: Chain, total: int) -> Share:
         """Of a prompt of ``total`` bytes with this chain."""

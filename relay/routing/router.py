@@ -121,7 +121,7 @@ class Router:
             return None
         self._explain(flight, name, view, replica)
         cached = share.cached.get(replica.worker_id, 0)
-        placing = Placing(replica, share.total, cached, tree.time_of(chain, cached) if tree else 0)
+        placing = Placing(replica, share.total, cached, tree.time_of(chain, cached) if tree is not None else 0)
         if tree is not None:
             tree.add(chain, replica.worker_id)
         self._take_off(flight, placing)
