@@ -166,34 +166,47 @@ def cache_aware(view: View) -> Replica:
     Among those that do not have far more to do than the least loaded one. Of equals the one that got fewest so far.
     """
     limit = 2 * min(map(view.load, view.replicas)) + SLACK
-    best, lowest = view.replicas[0], (math.inf, 0)
-    for replica in view.replicas:
-        if view.load(replica) > limit:
-            continue
-        key = (cost_s(view, replica), view.sent.get(replica.worker_id, 0))
-        if key < lowest:
-            best, lowest = replica, key
+    best, lowest, fewest = view.replicas[0], math.inf, 0
+    for replica, load, _, cost in waits(view, view.replicas):
+        if load <= limit and cost <= lowest:
+            sent = view.sent.get(replica.worker_id, 0)
+            if cost < lowest or sent < fewest:
+                best, lowest, fewest = replica, cost, sent
     return best
 
 
-def cost_s(view: View, replica: Replica) -> float:
-    """The expected wait, and what others wait for it. Without this, two that share a prompt and come at the same time
-    would go to different replicas: it takes as long to wait for the first one's prefill as to do it once more.
+def waits(view: View, replicas: Sequence[Replica]) -> list[tuple[Replica, int, float, float]]:
+    """Of each: what is in flight there, ``expected_wait_s`` and ``cost_s``.
+
+    All in one loop, for it is worked out of every replica for every request.
     """
-    speed = view.speeds.get(replica.worker_id, UNKNOWN_SPEED)
-    prefill_s = view.share.missing(replica.worker_id) * speed.prefill_s_per_byte / view.weight(replica)
-    return expected_wait_s(view, replica) + OTHERS * prefill_s
+    in_flight, pending, speeds, weights = view.in_flight.get, view.pending.get, view.speeds.get, view.weights
+    total, cached = view.share.total, view.share.cached.get
+    found = []
+    for replica in replicas:
+        worker_id = replica.worker_id
+        speed = speeds(worker_id, UNKNOWN_SPEED)
+        load = in_flight(worker_id, 0)
+        weight = weights.get(worker_id, 1.0) if weights else 1.0
+        prefill_s = (total - cached(worker_id, 0)) * speed.prefill_s_per_byte / weight
+        before_s = pending(worker_id, 0) * speed.prefill_s_per_byte + load * speed.service_s / SHARED_BY
+        wait_s = prefill_s + before_s / weight
+        found.append((replica, load, wait_s, wait_s + OTHERS * prefill_s))
+    return found
 
 
 def expected_wait_s(view: View, replica: Replica) -> float:
     """Seconds to the first token: the prefill of what is not cached and of what was sent before, and a share of the
     time that those in flight take.
     """
-    worker_id = replica.worker_id
-    speed = view.speeds.get(worker_id, UNKNOWN_SPEED)
-    to_prefill = view.share.missing(worker_id) + view.pending.get(worker_id, 0)
-    queue_s = view.load(replica) * speed.service_s / SHARED_BY
-    return (to_prefill * speed.prefill_s_per_byte + queue_s) / view.weight(replica)
+    return waits(view, [replica])[0][2]
+
+
+def cost_s(view: View, replica: Replica) -> float:
+    """The expected wait, and what others wait for it. Without this, two that share a prompt and come at the same time
+    would go to different replicas: it takes as long to wait for the first one's prefill as to do it once more.
+    """
+    return waits(view, [replica])[0][3]
 
 
 POLICIES: Final[Mapping[str, Policy]] = {
