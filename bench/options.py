@@ -19,6 +19,7 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gateway", type=Path, default=ROOT / "gateway.py", help="the gateway.py that is measured (default: our own)")
     add("--config", type=Path, help="keys of config.yaml, laid over those of the bench (bench/processes.py)")
+    add("--replicas", type=positive, default=2, help="engines that have the model, to choose between (default: 2)")
     add("--json", type=Path, help="write everything to this file")
 
 

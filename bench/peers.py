@@ -31,7 +31,7 @@ http {{
   access_log off; keepalive_requests 100000000; proxy_buffering off;
   client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
   uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-  upstream engine {{ server 127.0.0.1:{engine}; keepalive 256; keepalive_requests 100000000; }}
+  upstream engine {{ {engines} keepalive 256; keepalive_requests 100000000; }}
   server {{
     listen 127.0.0.1:{port} backlog=4096;
     location / {{ proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection ""; }}
@@ -42,11 +42,16 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a peer is to run: a folder of its own, its port, and the engine's."""
+    """Where a peer is to run: a folder of its own, its port, and the engines'."""
 
     folder: Path
     port: int
-    engine_port: int
+    engine_ports: Sequence[int]
+
+    @property
+    def urls(self) -> list[str]:
+        """The engines'."""
+        return [f"http://127.0.0.1:{port}" for port in self.engine_ports]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +77,25 @@ class Peer:
 
 def nginx(place: Place) -> list[str | Path]:
     config = place.folder / "nginx.conf"
-    config.write_text(NGINX_CONFIG.format(folder=place.folder, port=place.port, engine=place.engine_port))
+    engines = " ".join(f"server 127.0.0.1:{port};" for port in place.engine_ports)
+    config.write_text(NGINX_CONFIG.format(folder=place.folder, port=place.port, engines=engines))
     return ["-p", place.folder, "-e", "stderr", "-c", config]
 
 
 def router(place: Place, *command: str) -> list[str | Path]:
-    """vllm-router, and the two that come of the same root."""
+    """vllm-router, and the two that come of the same root; with a choice to make they make it as ours does."""
+    policy = "cache_aware" if len(place.urls) > 1 else "round_robin"
     return [
         *command, "--host", "127.0.0.1", "--port", str(place.port), "--prometheus-port", str(free_port()),
-        "--worker-urls", f"http://127.0.0.1:{place.engine_port}", "--policy", "round_robin", "--log-level", "error",
+        "--worker-urls", *place.urls, "--policy", policy, "--log-level", "error",
     ]  # fmt: skip
 
 
 def litellm(place: Place) -> list[str | Path]:
     config = place.folder / "config.yaml"
-    url = f"http://127.0.0.1:{place.engine_port}/v1"
-    model = {"model": f"openai/{MODEL}", "api_base": url, "api_key": "none"}
-    config.write_text(yaml.safe_dump({"model_list": [{"model_name": MODEL, "litellm_params": model}]}))
+    models = [{"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none"} for url in place.urls]
+    entries = [{"model_name": MODEL, "litellm_params": model} for model in models]
+    config.write_text(yaml.safe_dump({"model_list": entries}))
     port = str(place.port)
     return ["--config", config, "--host", "127.0.0.1", "--port", port, "--num_workers", "1", "--telemetry", "False"]
 
@@ -120,10 +127,10 @@ def named_peers(words: str) -> list[Peer]:
 
 
 @contextlib.contextmanager
-def running_peer(peer: Peer, command: Path, engine_port: int) -> Iterator[Running]:
+def running_peer(peer: Peer, command: Path, engine_ports: Sequence[int]) -> Iterator[Running]:
     """The peer, answering. Raises BenchError."""
     with tempfile.TemporaryDirectory(prefix="ichat-bench-") as folder:
-        place = Place(Path(folder), free_port(), engine_port)
+        place = Place(Path(folder), free_port(), engine_ports)
         log = place.folder / "log"
         env = {**peer.env, "NO_PROXY": "127.0.0.1"}
         with child([command, *peer.arguments(place)], log, env) as process:

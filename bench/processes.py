@@ -32,10 +32,10 @@ GATEWAY_CONFIG: Final[Mapping[str, Any]] = {
 }
 """config.yaml of the gateway that is measured: all that a gateway does for its users is on, and nobody is refused."""
 MOCK_BEAT: Final[Mapping[str, Any]] = {
-    "worker_id": "bench-worker", "model_name": MODEL, "backend": "mock", "host": "127.0.0.1",
+    "model_name": MODEL, "backend": "mock", "host": "127.0.0.1",
     "heartbeat_interval": 3600, "capacity": 100_000,
 }  # fmt: skip
-"""The mock engine's heartbeat, but for its port."""
+"""The mock engine's heartbeat, but for its port and id."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +44,13 @@ class Running:
 
     pid: int
     port: int
+
+
+@contextlib.contextmanager
+def mock_engines(interval_ms: float, count: int) -> Iterator[list[Running]]:
+    """So many of them. Raises BenchError."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(mock_engine(interval_ms)) for _ in range(count)]
 
 
 @contextlib.contextmanager
@@ -72,9 +79,10 @@ def gateway(
 
 
 @contextlib.contextmanager
-def gateway_with_mock(script: Path, more: Mapping[str, Any], engine_port: int) -> Iterator[Running]:
-    """A real gateway, to which the mock engine is known. Raises BenchError."""
-    with gateway(script, more, [{**MOCK_BEAT, "port": engine_port}]) as running:
+def gateway_with_mocks(script: Path, more: Mapping[str, Any], engines: Sequence[Running]) -> Iterator[Running]:
+    """A real gateway, to which the mock engines are replicas of one model. Raises BenchError."""
+    beats = [{**MOCK_BEAT, "worker_id": f"bench-worker-{engine.port}", "port": engine.port} for engine in engines]
+    with gateway(script, more, beats) as running:
         yield running
 
 

@@ -19,7 +19,7 @@ if __name__ == "__main__" and not __package__:  # run as a file: its folder must
 from bench.options import add_gateway_options, positive, run_bench, say, settings_of, write_json
 from bench.peers import Peer, named_peers
 from bench.plan import Outcome, Plan
-from bench.processes import LoadGenerator, load_generator, mock_engine, read_config
+from bench.processes import LoadGenerator, load_generator, mock_engines, read_config
 from bench.report import document, table
 from bench.subjects import DIRECT, OURS, Repetition, Subject, start_gateways, start_peers
 from bench.usage import tree_cpu_s, us_per_chunk
@@ -113,13 +113,13 @@ def running_bench(options: argparse.Namespace) -> Iterator[RelayBench]:
     """A bench with its processes; they end with it. Raises BenchError."""
     more = read_config(options.config)
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(mock_engine(options.interval_ms))
+        engines = stack.enter_context(mock_engines(options.interval_ms, options.replicas))
         scripts = [options.gateway, *options.also]
         subjects = [
-            *start_gateways(scripts, more, engine.port, stack),
-            *start_peers(options.peers, options.peer_dir, engine.port, stack),
+            *start_gateways(scripts, more, engines, stack),
+            *start_peers(options.peers, options.peer_dir, engines, stack),
         ]
-        yield RelayBench(options, stack.enter_context(load_generator()), Subject(DIRECT, engine), subjects)
+        yield RelayBench(options, stack.enter_context(load_generator()), Subject(DIRECT, engines[0]), subjects)
 
 
 def create_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ if __name__ == "__main__" and not __package__:  # run as a file: its folder must
 
 from bench.options import add_gateway_options, positive, run_bench, say, settings_of, write_json
 from bench.plan import Plan
-from bench.processes import LoadGenerator, Running, gateway_with_mock, load_generator, mock_engine, read_config
+from bench.processes import LoadGenerator, Running, gateway_with_mocks, load_generator, mock_engines, read_config
 from bench.questions import MIXTURE
 from bench.report import machine
 from bench.usage import slope, tree_rss_bytes
@@ -96,8 +96,8 @@ def bench(options: argparse.Namespace) -> int:
     """1 when memory grows too fast, or an answer was not right. Raises BenchError."""
     more = read_config(options.config)
     with (
-        mock_engine(INTERVAL_MS) as engine,
-        gateway_with_mock(options.gateway, more, engine.port) as gateway,
+        mock_engines(INTERVAL_MS, options.replicas) as engines,
+        gateway_with_mocks(options.gateway, more, engines) as gateway,
         load_generator() as load,
     ):
         soaked = soak(options, load, gateway)

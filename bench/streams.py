@@ -20,7 +20,7 @@ if __name__ == "__main__" and not __package__:  # run as a file: its folder must
 
 from bench.options import add_gateway_options, positive, run_bench, say, settings_of, write_json
 from bench.plan import Outcome, Plan
-from bench.processes import LoadGenerator, Running, gateway_with_mock, load_generator, mock_engine, read_config
+from bench.processes import LoadGenerator, Running, gateway_with_mocks, load_generator, mock_engines, read_config
 from bench.report import machine, number
 from bench.usage import tree_cpu_s, tree_rss_bytes
 
@@ -177,10 +177,10 @@ def bench(options: argparse.Namespace) -> int:
     """1 when an answer was not right. Raises BenchError."""
     more = read_config(options.config)
     levels = []
-    with mock_engine(options.interval_ms) as engine, load_generator() as load:
+    with mock_engines(options.interval_ms, options.replicas) as engines, load_generator() as load:
         for streams in options.streams:
-            with gateway_with_mock(options.gateway, more, engine.port) as gateway:
-                levels.append(StreamsBench(options, load, engine, gateway).measure(streams))
+            with gateway_with_mocks(options.gateway, more, engines) as gateway:
+                levels.append(StreamsBench(options, load, engines[0], gateway).measure(streams))
             say(f"{streams} streams measured")
     print(table(levels, options))
     found = [asdict(entry) for entry in levels]

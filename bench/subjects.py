@@ -10,7 +10,7 @@ from bench.children import BenchError
 from bench.options import say
 from bench.peers import Peer, running_peer
 from bench.plan import Outcome, Plan
-from bench.processes import Running, gateway_with_mock
+from bench.processes import Running, gateway_with_mocks
 
 OURS: Final = "ichat"
 DIRECT: Final = "direct"
@@ -36,16 +36,16 @@ class Subject:
 
 
 def start_gateways(
-    scripts: Sequence[Path], more: Mapping[str, Any], engine_port: int, stack: contextlib.ExitStack
+    scripts: Sequence[Path], more: Mapping[str, Any], engines: Sequence[Running], stack: contextlib.ExitStack
 ) -> Iterator[Subject]:
     """Raises BenchError."""
     for number, script in enumerate(scripts, start=1):
-        running = stack.enter_context(gateway_with_mock(script, more, engine_port))
+        running = stack.enter_context(gateway_with_mocks(script, more, engines))
         yield Subject(OURS if number == 1 else f"{OURS} {number}", running)
 
 
 def start_peers(
-    peers: Sequence[Peer], folder: Path | None, engine_port: int, stack: contextlib.ExitStack
+    peers: Sequence[Peer], folder: Path | None, engines: Sequence[Running], stack: contextlib.ExitStack
 ) -> Iterator[Subject]:
     """Those that are there and start; a word about each that is not or does not."""
     for peer in peers:
@@ -54,7 +54,7 @@ def start_peers(
             say(f"{peer.name} is skipped: there is no command {peer.command} on PATH or below --peer-dir")
             continue
         try:
-            running = stack.enter_context(running_peer(peer, command, engine_port))
+            running = stack.enter_context(running_peer(peer, command, [engine.port for engine in engines]))
         except BenchError as error:
             say(f"{peer.name} is skipped: {error}")
             continue
