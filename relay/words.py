@@ -10,6 +10,8 @@ from relay.upstream.exchange import BadAnswer, UpstreamError, WorkerSilent
 from utils.errors import ApiError, BadRequest, NoReplicaReady, WorkerBroke, WorkerTimeout
 
 RETRY_AFTER_S: Final = 2
+MAX_DESCRIBED: Final = 5
+"""Workers that an error names."""
 
 
 def task_refused(model: str, route: str, replicas: Sequence[Replica]) -> BadRequest:
@@ -35,8 +37,8 @@ def no_replica_ready(model: str, detail: str) -> NoReplicaReady:
 
 def describe_workers(registry: WorkerRegistry, model: str) -> str:
     """The states of a model's workers, for the one who wonders why none is ready."""
-    states = [describe_worker(worker) for worker in registry.workers() if model in worker.beat.names]
-    return ", ".join(states[:5]) or "its workers have gone"
+    states = [describe_worker(worker) for worker in registry.workers_of(model)[:MAX_DESCRIBED]]
+    return ", ".join(states) or "its workers have gone"
 
 
 def describe_worker(worker: Worker) -> str:
