@@ -130,6 +130,11 @@ class WorkerRegistry:
         """All that have the model, ready or not."""
         return [self._workers[worker_id] for worker_id in self._routes.holders(model)]
 
+    def names_at(self, worker_id: str) -> tuple[str, ...]:
+        """The names of all that a worker has; () for one that is unknown."""
+        worker = self._workers.get(worker_id)
+        return worker.beat.names if worker is not None else ()
+
     def models(self) -> list[str]:
         """The names of all models that some worker has, ready or not, in order."""
         return list(self._routes.models())

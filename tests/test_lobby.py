@@ -285,7 +285,6 @@ async def test_a_replica_that_is_away_for_a_moment_empties_no_queue() -> None:
     async with busy_door() as (gate, worker):
         tasks = await queue(gate, "a", "b")
         gate.registry.mark_unreachable("w1", "one probe failed")
-        gate.lobby.call_next()
         assert waiting(gate) == 2
         gate.registry.mark_reachable("w1")
         worker.answer(3)

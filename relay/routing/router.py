@@ -55,6 +55,8 @@ class Router:
         node: str = "",
     ) -> None:
         self.in_flight: dict[str, int] = {}
+        self.freed: set[str] = set()
+        """Workers that a flight has left since the lobby last looked."""
         self.decisions = DecisionLog(settings.keep_decisions)
         self._registry = registry
         self._breakers = breakers
@@ -184,6 +186,7 @@ class Router:
             self.in_flight[worker_id] = left
         else:
             del self.in_flight[worker_id]
+        self.freed.add(worker_id)
         if placing.is_probe:
             self._breakers.ended_unknown(worker_id)
 
