@@ -123,6 +123,11 @@ class Lobby:
         for worker in (old, new):
             if worker is not None:
                 self._call(worker.beat.names)
+                for line in [line for name in worker.beat.names if not self._is_known(name) for line in Lines.of(name)]:
+                    self.admission.forget(line)
+
+    def _is_known(self, model: str) -> bool:
+        return self._registry.route(model) is not None
 
     def call_next(self) -> None:
         """Flights have left their workers: whose turn is it there? Others' queues are not looked at: where a thousand
@@ -178,8 +183,9 @@ class Lobby:
 
     def landed(self, flight: Flight) -> None:
         """Its answer has ended, or been broken off: that long it kept its worker busy."""
-        line = self._lines.line_of(flight.model, flight.call.route)
-        self.admission.landed(line, time.perf_counter() - flight.sent_at)
+        if self._is_known(flight.model):
+            line = self._lines.line_of(flight.model, flight.call.route)
+            self.admission.landed(line, time.perf_counter() - flight.sent_at)
 
     def queue_left(self, line: str, outcome: str, seconds: float) -> None:
         """The metrics are by model."""

@@ -125,6 +125,11 @@ class Admission(Generic[E]):
             pace = self._paces[line] = Pace()
         pace.add(seconds)
 
+    def forget(self, line: str) -> None:
+        """Nobody has its model any more."""
+        self._paces.pop(line, None)
+        self._slots.pop(line, None)
+
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     def enter(self, line: str, entry: E, now: float) -> E | None:

@@ -44,11 +44,15 @@ class Lines:
             found = self._replicas[line] = tuple(replica for replica in replicas if replica.can(tasks))
         return found
 
+    @staticmethod
+    def of(name: str) -> Sequence[str]:
+        """All that there may be of a model with this own name."""
+        return [name + kind for kind in TASKS_OF_KIND]
+
     def among(self, queued: Collection[str], names: Collection[str]) -> Sequence[str]:
         """Those of the lines that are of a model with one of these names. O(the fewer of them)."""
         if len(names) * len(TASKS_OF_KIND) < len(queued):
-            lines = (name + kind for name in names for kind in TASKS_OF_KIND)
-            return [line for line in lines if line in queued]
+            return [line for name in names for line in self.of(name) if line in queued]
         return [line for line in queued if self.model(line) in names]
 
     def names(self, line: str) -> Sequence[str]:
