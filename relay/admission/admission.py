@@ -269,8 +269,8 @@ class Admission(Generic[E]):
         ]
 
     def lengths(self) -> dict[str, int]:
-        """How many wait, by line."""
-        return {line: len(queue) for line, queue in self._queues.items()}
+        """How many wait, by line. To be asked in any thread."""
+        return {line: len(queue) for line, queue in list(self._queues.items())}
 
     def queued_lines(self) -> Collection[str]:
         """Those in which somebody waits, as they are now."""
