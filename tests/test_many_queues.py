@@ -128,3 +128,15 @@ async def test_who_joins_a_queue_does_not_look_at_all_keys() -> None:
         assert crowd.waiting == keys + 1
         crowd.close()
     assert abs(cost[100] - cost[2]) < 20
+
+
+async def test_the_names_of_all_models_are_put_together_once_a_change() -> None:
+    """Each request for a wrong model is told of some of them."""
+    crowd = Crowd(3)
+    border = crowd.plane.relay._border
+    before = border.models()
+    crowd.ask(99)
+    assert border.models() is before
+    crowd.registry.forget("w1")
+    assert (list(before), list(border.models())) == (["m0", "m1", "m2"], ["m0", "m2"])
+    crowd.close()
