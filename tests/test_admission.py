@@ -189,10 +189,10 @@ def test_who_has_to_leave_for_a_more_urgent_one_is_told() -> None:
 def test_who_has_waited_too_long_leaves_and_is_told() -> None:
     hall = Hall(1)
     patient, hasty = hall.enter(wait_s=60), hall.enter(wait_s=5)
-    assert hall.admission.expired(4.9) == []
-    assert hall.admission.expired(5.0) == [(MODEL, hasty)]
-    assert hall.admission.expired(5.0) == []
-    assert hall.admission.expired(100.0) == [(MODEL, patient)]
+    assert hall.admission.expired(4.9, 100) == []
+    assert hall.admission.expired(5.0, 100) == [(MODEL, hasty)]
+    assert hall.admission.expired(5.0, 100) == []
+    assert hall.admission.expired(100.0, 100) == [(MODEL, patient)]
     assert not hall.admission.has_queue(MODEL)
     assert hall.outcomes.words == ["expired", "expired"]
     error = hall.admission.too_late(MODEL)

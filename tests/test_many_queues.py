@@ -11,7 +11,9 @@ from config.settings import ClientKey, GatewaySettings, ServerSettings
 from monitor.heartbeat import Heartbeat
 from monitor.registry import WorkerRegistry
 from relay.access import Access
+from relay.admission.admission import MAX_SHOWN
 from relay.call import Call
+from relay.lobby import MAX_AT_ONCE
 from relay.plane import DataPlane
 from tests.steps import steps
 from tests.upstream_double import Wire
@@ -24,8 +26,8 @@ CHAT = "/v1/chat/completions"
 class Crowd:
     """Models ``m0`` and so on, each with so many workers, all of them busy."""
 
-    def __init__(self, models: int, replicas: int = 1) -> None:
-        settings = GatewaySettings(admission=AdmissionSettings(capacity=1))
+    def __init__(self, models: int, replicas: int = 1, **admission: float) -> None:
+        settings = GatewaySettings(admission=AdmissionSettings.model_validate({"capacity": 1, **admission}))
         self.registry = WorkerRegistry()
         access = Access(ServerSettings())
         self.plane = DataPlane(self.registry, access, settings, random.Random(1), sweep_s=1000)
@@ -140,3 +142,29 @@ async def test_the_names_of_all_models_are_put_together_once_a_change() -> None:
     crowd.registry.forget("w1")
     assert (list(before), list(border.models())) == (["m0", "m1", "m2"], ["m0", "m2"])
     crowd.close()
+
+
+async def test_when_the_time_of_thousands_is_over_others_have_their_turns_between() -> None:
+    crowd = Crowd(1, default_timeout_s=0.001, max_queue=10 * MAX_AT_ONCE)
+    for _ in range(MAX_AT_ONCE + 1):
+        crowd.ask(0)
+    await asyncio.sleep(0.002)
+    crowd.plane.lobby._sweep()
+    assert crowd.waiting == 1
+    async with asyncio.timeout(5):
+        while crowd.waiting:
+            await asyncio.sleep(0)
+    crowd.close()
+
+
+async def test_the_admin_api_shows_the_first_of_many_without_a_walk_over_all() -> None:
+    cost = {}
+    for waiting in (MAX_SHOWN, 10 * MAX_SHOWN):
+        crowd = Crowd(1)
+        for _ in range(waiting):
+            crowd.ask(0)
+        admission = crowd.plane.lobby.admission
+        cost[waiting] = steps(lambda admission=admission: admission.view(0.0))  # type: ignore[misc]
+        assert len(admission.view(0.0)["m0"]["queue"]) == MAX_SHOWN
+        crowd.close()
+    assert cost[10 * MAX_SHOWN] - cost[MAX_SHOWN] < 20

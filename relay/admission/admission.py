@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Generic, Protocol
 
 from config.admission import AdmissionSettings
@@ -186,12 +187,14 @@ class Admission(Generic[E]):
         """The client does not wait any more. Whether it waited until now: its turn may have come just before."""
         return self._remove(line, entry, "gone", now)
 
-    def expired(self, now: float) -> list[tuple[str, E]]:
-        """Those whose deadline has passed, by line; they wait no longer and are to be answered ``too_late(line)``.
+    def expired(self, now: float, most: int) -> list[tuple[str, E]]:
+        """Those whose deadline has passed, by line, at most so many; they wait no longer and are to be answered
+        ``too_late(line)``.
 
         O(n): to be called every second or so, instead of a timer for each.
         """
-        late = [(line, entry) for line, queue in self._queues.items() for entry in queue if entry.deadline <= now]
+        all_late = ((line, entry) for line, queue in self._queues.items() for entry in queue if entry.deadline <= now)
+        late = list(islice(all_late, most))
         for line, entry in late:
             self._remove(line, entry, "expired", now)
         return late
@@ -259,13 +262,15 @@ class Admission(Generic[E]):
             retry_after_s=seconds,
         )
 
-    def standings(self, line: str) -> list[Standing[E]]:
-        """All who wait, in order. One pass for a whole queue: to be asked for once a second, not by every request."""
+    def standings(self, line: str, most: int | None = None) -> list[Standing[E]]:
+        """All who wait, in order, or the first so many. One pass for a whole queue: to be asked for once a second, not by
+        every request.
+        """
         queue = self._queues.get(line)
         first, entries = self.eta_s(line, 0), queue.order() if queue else ()
         return [
             Standing(entry, position, None if first is None else first * (position + 1))
-            for position, entry in enumerate(entries)
+            for position, entry in enumerate(islice(entries, most))
         ]
 
     def lengths(self) -> dict[str, int]:
@@ -294,7 +299,7 @@ class Admission(Generic[E]):
             "slots": self.slots(line),
             "mean_seconds": round(pace.seconds, 3) if pace else None,
             "by_key": dict(queue.count_keys()),
-            "queue": [view_of(standing, now) for standing in self.standings(line)[:MAX_SHOWN]],
+            "queue": [view_of(standing, now) for standing in self.standings(line, MAX_SHOWN)],
         }
 
 
