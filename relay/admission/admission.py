@@ -263,8 +263,8 @@ class Admission(Generic[E]):
         )
 
     def standings(self, line: str, most: int | None = None) -> list[Standing[E]]:
-        """All who wait, in order, or the first so many. One pass for a whole queue: to be asked for once a second, not by
-        every request.
+        """All who wait, in order, or the first so many. One pass for a whole queue: to be asked for once a second, not
+        by every request.
         """
         queue = self._queues.get(line)
         first, entries = self.eta_s(line, 0), queue.order() if queue else ()
