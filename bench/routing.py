@@ -142,7 +142,6 @@ def create_parser() -> argparse.ArgumentParser:
     add("--policies", nargs="+", default=list(POLICIES), help=f"those to compare (default: {' '.join(POLICIES)})")
     add("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     add("--repetitions", type=positive, default=1)
-    add("--replicas", type=positive, default=2)
     add("--backend", default="vllm", help="of the workers (default: vllm)")
     add("--model", default="", help="folder or hub id (default: the demo model, which scripts/quickstart makes)")
     add("--engine", default=None, help=f"the engine's arguments (default, for vllm: {ENGINE_ARGUMENTS!r})")

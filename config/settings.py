@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -63,9 +64,9 @@ def unknown_key(key: str, known: list[str], elsewhere: str | None = None) -> str
     return f"unknown key {key!r}: {hint}"
 
 
-def _require_unique(where: str, what: str, values: list[Any]) -> None:
-    for value in values:
-        if values.count(value) > 1:
+def require_unique(where: str, what: str, values: list[Any]) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
             raise ValueError(f"{where}: {what} {value!r} is used twice: each needs its own")
 
 
@@ -112,8 +113,8 @@ class ServerSettings(Frozen):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        _require_unique("server_settings.keys", "name", [key.name for key in self.keys])
-        _require_unique("server_settings.keys", "hash", [key.hash for key in self.keys])
+        require_unique("server_settings.keys", "name", [key.name for key in self.keys])
+        require_unique("server_settings.keys", "hash", [key.hash for key in self.keys])
         return self
 
     @field_validator("worker_token")
@@ -283,8 +284,8 @@ class GatewaySettings(Frozen):
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
         workers = self.managed_workers
-        _require_unique("managed_workers", "worker_id", [worker.id for worker in workers])
-        _require_unique("managed_workers", "port", [worker.port for worker in workers])
+        require_unique("managed_workers", "worker_id", [worker.id for worker in workers])
+        require_unique("managed_workers", "port", [worker.port for worker in workers])
         if self.server_settings.port in [worker.port for worker in workers]:
             raise ValueError(
                 f"port {self.server_settings.port} is the gateway's (server_settings.port) and a managed worker's: "

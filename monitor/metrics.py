@@ -40,7 +40,8 @@ class RelayMetrics(Collector):
     """What the relay counts, in plain numbers that become families when they are asked for.
 
     prometheus_client's own counters lock and look up at every request, which costs a tenth of the relay's time
-    (doc/performance.md). All calls are made on one event loop's thread.
+    (doc/performance.md). All calls but ``collect`` are made on one event loop's thread; that is made in another, and so
+    takes what it reads out of each dictionary at once.
     """
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class RelayMetrics(Collector):
             "ichat_gateway_requests", "Answered requests. status 499: the client went away first.",
             labels=["model", "route", "status"],
         )  # fmt: skip
-        for (model, route, status), count in self._requests.items():
+        for (model, route, status), count in list(self._requests.items()):
             requests.add_metric([model, route, str(status)], count)
         yield requests
         yield histogram("request", "From a request's arrival to the end of its answer.", self._seconds)
@@ -90,7 +91,7 @@ class RelayMetrics(Collector):
             "ichat_gateway_queue_left", "Requests that found no free replica, by what became of them.",
             labels=["model", "outcome"],
         )  # fmt: skip
-        for (model, outcome), count in self._queue_left.items():
+        for (model, outcome), count in list(self._queue_left.items()):
             left.add_metric([model, outcome], count)
         yield left
         gone_on = CounterMetricFamily(
@@ -98,26 +99,26 @@ class RelayMetrics(Collector):
             "Streams that broke, for which another replica was asked.",
             labels=["model"],
         )
-        for model, count in self._gone_on.items():
+        for model, count in list(self._gone_on.items()):
             gone_on.add_metric([model], count)
         yield gone_on
         errors = CounterMetricFamily(
             "ichat_gateway_worker_errors", "Attempts that failed at a worker.", labels=["worker_id", "kind"]
         )
-        for (worker_id, kind), count in self._worker_errors.items():
+        for (worker_id, kind), count in list(self._worker_errors.items()):
             errors.add_metric([worker_id, kind], count)
         yield errors
 
 
 def histogram(what: str, documentation: str, models: Mapping[str, Seconds]) -> HistogramMetricFamily:
     family = HistogramMetricFamily(f"ichat_gateway_{what}_seconds", documentation, labels=["model"])
-    for model, seconds in models.items():
+    for model, seconds in list(models.items()):
         family.add_metric([model], seconds.buckets(), seconds.total)
     return family
 
 
 class WorkersCollector(Collector):
-    """The workers, their requests in flight, and those that wait; read at the time of the scrape."""
+    """The workers, their requests in flight, and those that wait; read at the time of the scrape, in its thread."""
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class WorkersCollector(Collector):
         flying = GaugeMetricFamily(
             "ichat_gateway_in_flight", "Requests that this gateway has at a worker.", labels=["worker_id"]
         )
-        for worker_id, count in self._in_flight().items():
+        for worker_id, count in list(self._in_flight().items()):
             flying.add_metric([worker_id], count)
         yield flying
         waiting = GaugeMetricFamily("ichat_gateway_waiting", "Requests in a model's queue.", labels=["model"])

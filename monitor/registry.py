@@ -1,11 +1,11 @@
 """Who is alive: the one place that knows all workers. Pure: no clock, no socket; time comes in as ``now`` (seconds)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 from config.states import GONE, WorkerState
 from monitor.heartbeat import Heartbeat
+from monitor.routes import Place, Routes
 from utils.logger import EventLogger
 
 MISSED_BEATS = 3
@@ -103,8 +103,7 @@ class WorkerRegistry:
         self._workers: dict[str, Worker] = {}
         self._forget_after_s = forget_after_s
         self._listeners: list[Listener] = []
-        self._routes: Mapping[str, tuple[Replica, ...]] = MappingProxyType({})
-        self._own_names: Mapping[str, str] = MappingProxyType({})
+        self._routes = Routes()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -120,23 +119,37 @@ class WorkerRegistry:
 
     def route(self, model: str) -> tuple[Replica, ...] | None:
         """The ready replicas of a model, () when it is known but none is ready, None when nobody knows it."""
-        return self._routes.get(model)
+        return self._routes.ready.get(model)
+
+    @property
+    def version(self) -> int:
+        """Grows whenever something changes that routing depends on."""
+        return self._routes.version
+
+    def workers_of(self, model: str) -> list[Worker]:
+        """All that have the model, ready or not."""
+        return [self._workers[worker_id] for worker_id in self._routes.holders(model)]
+
+    def names_at(self, worker_id: str) -> tuple[str, ...]:
+        """The names of all that a worker has; () for one that is unknown."""
+        worker = self._workers.get(worker_id)
+        return worker.beat.names if worker is not None else ()
 
     def models(self) -> list[str]:
-        """The names of all models that some worker has, ready or not."""
-        return sorted(self._routes)
+        """The names of all models that some worker has, ready or not, in order."""
+        return list(self._routes.models())
 
     def own_name(self, model: str) -> str:
-        """The one name of a model for all that are but other names for it (``own_names_of``)."""
-        return self._own_names.get(model, model)
+        """The one name of a model for all that are but other names for it (``Routes.own_name``)."""
+        return self._routes.own_name(model)
 
     def names_of(self, model: str) -> list[str]:
         """All names of the model whose own name this is; that first."""
-        return [model, *(name for name, own in self._own_names.items() if own == model)]
+        return self._routes.names_of(model)
 
     def is_ready(self) -> bool:
         """Whether at least one model can be served."""
-        return any(self._routes.values())
+        return any(self._routes.ready.values())
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -246,40 +259,16 @@ class WorkerRegistry:
         return worker
 
     def _changed(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
-        if routing_view(old) != routing_view(new):
-            self._routes = MappingProxyType(routes_of(self._workers.values()))
-            self._own_names = MappingProxyType(own_names_of(self._workers.values()))
+        self._routes.update(worker_id, place_of(new))
         for listener in self._listeners:
             listener(worker_id, old, new)
 
 
-def routing_view(worker: Worker | None) -> object:
+def place_of(worker: Worker | None) -> Place | None:
     """What of a worker routing depends on."""
-    return worker and (worker.beat.names, worker.replica, worker.state is WorkerState.READY)
-
-
-def routes_of(workers: Iterable[Worker]) -> dict[str, tuple[Replica, ...]]:
-    """Model name -> its ready replicas. A model whose workers are all away keeps its name, with no replica."""
-    routes: dict[str, tuple[Replica, ...]] = {}
-    for worker in workers:
-        found = (worker.replica,) if worker.state is WorkerState.READY else ()
-        for name in worker.beat.names:
-            routes[name] = routes.get(name, ()) + found
-    return routes
-
-
-def own_names_of(workers: Iterable[Worker]) -> dict[str, str]:
-    """Alias -> the name of its model, for aliases that are one at each of the model's workers, ready or not, and at no
-    other: whoever asks by the one may as well ask by the other. An alias of several models, or of some replicas, is a
-    name of its own.
-    """
-    at: dict[str, list[str]] = {}
-    for worker in workers:
-        for name in worker.replica.names:
-            at.setdefault(name, []).append(worker.id)
-    first: dict[tuple[str, ...], str] = {}
-    owns = {name: first.setdefault(tuple(ids), name) for name, ids in at.items()}
-    return {name: own for name, own in owns.items() if name != own}
+    if worker is None:
+        return None
+    return Place(worker.beat.names, worker.replica, worker.state is WorkerState.READY)
 
 
 def is_overdue(worker: Worker, now: float) -> bool:

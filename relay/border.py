@@ -1,7 +1,7 @@
 """Border: flights that no worker of ours answers go to providers, and models that cannot answer to their fallbacks."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -39,10 +39,15 @@ class Border:
         self._fallbacks = fallbacks
         self._serve = serve
         self._room_timeout_s = room_timeout_s
+        self._models: list[str] | None = None
+        self._version = 0  # of the registry, then
 
-    def models(self) -> list[str]:
-        """All names that may be asked for."""
-        return sorted({*self._registry.models(), *self._providers.models()})
+    def models(self) -> Sequence[str]:
+        """All names that may be asked for, in order; put together once for as long as nothing changes."""
+        if self._models is None or self._version != self._registry.version:
+            self._version = self._registry.version
+            self._models = sorted({*self._registry.models(), *self._providers.models()})
+        return self._models
 
     def lists(self, model: str) -> bool:
         """Whether it is one of them, and not covered by a wildcard: clients can make up any number of those."""

@@ -275,7 +275,8 @@ class Dispatcher:
         )  # fmt: skip
 
     def _fail_circuit(self, replica: Replica) -> None:
-        if self._breakers.failed(replica.worker_id, time.monotonic()):
+        is_known = bool(self._registry.names_at(replica.worker_id))  # of one that has gone nothing is kept
+        if is_known and self._breakers.failed(replica.worker_id, time.monotonic()):
             logger.warning("circuit_opened", worker_id=replica.worker_id)
 
     def _try_another(self, flight: Flight) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,9 @@ from utils.errors import ApiError
 
 SWEEP_S: Final = 1.0
 """How often those who wait are looked after: deadlines, and word to streams of where they stand."""
+
+MAX_AT_ONCE: Final = 500
+"""Requests whose time is over that are answered in one turn of the event loop: 25 ms, in which nobody gets a byte."""
 
 GRACE_S: Final = 10.0
 """How long requests wait on for a model that has just lost its last ready replica."""
@@ -58,7 +61,9 @@ class Lobby:
         self._away_since: dict[str, float] = {}
         """Lines in which requests wait, without a ready replica; time.monotonic()."""
         self._is_calling = False
-        self._is_called_again = False
+        self._due: set[str] = set()
+        """Models for which there may be room now."""
+        self._version = registry.version
         self._sweeper: asyncio.TimerHandle | None = None
         registry.subscribe(self._on_change)
 
@@ -113,37 +118,56 @@ class Lobby:
         entry.flight.owner.fail(entry.flight, error)
 
     def _on_change(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
+        if self._version == self._registry.version:
+            return  # a beat like the one before: nobody's turn has come
+        self._version = self._registry.version
         for line in [line for line in self._away_since if self._lines.replicas(line) != ()]:
             del self._away_since[line]
-        self.call_next()
+        for worker in (old, new):
+            if worker is not None:
+                self._call(worker.beat.names)
+                for line in [line for name in worker.beat.names if not self._is_known(name) for line in Lines.of(name)]:
+                    self.admission.forget(line)
+
+    def _is_known(self, model: str) -> bool:
+        return self._registry.route(model) is not None
 
     def call_next(self) -> None:
-        """A worker has room again, or there is another one: whose turn is it?"""
-        if not self.admission.is_anyone_waiting:
-            return
+        """Flights have left their workers: whose turn is it there? Others' queues are not looked at: where a thousand
+        models have one, each request would cost a thousand looks.
+        """
+        freed = self._router.freed
+        while freed:
+            if self.admission.is_anyone_waiting:
+                self._call(self._registry.names_at(freed.pop()))
+            else:
+                freed.clear()
+
+    def _call(self, names: Iterable[str]) -> None:
+        """There may be room for these models: whose turn is it?"""
+        self._due.update(names)
         if self._is_calling:  # what is called may end at once, and free a place itself
-            self._is_called_again = True
             return
-        self._is_calling = self._is_called_again = True
+        self._is_calling = True
         try:
-            while self._is_called_again:
-                self._is_called_again = False
-                for line in self.admission.queued_lines():
+            while self._due:
+                due, self._due = self._due, set()
+                for line in self.admission.in_turn(self._lines.among(self.admission.queued_lines(), due)):
                     self._call_all(line)
         finally:
             self._is_calling = False
 
     def _call_all(self, line: str) -> None:
         model = self._lines.model(line)
-        while True:
-            replicas = self._lines.replicas(line)
-            free = self._free(model, replicas or ())
-            if not free and (replicas or self._may_return(line)):
-                return
+        replicas = self._lines.replicas(line)
+        free = self._free(model, replicas or ())
+        while free or not (replicas or self._may_return(line)):
             entry = self.admission.next(line, time.monotonic())
             if entry is None:
                 return
-            self._dispatch(entry)
+            self._dispatch(entry, free)
+            before, replicas = replicas, self._lines.replicas(line)
+            free = self._free(model, free if replicas is before else replicas or ())
 
     def _may_return(self, line: str) -> bool:
         """Whether those who wait go on waiting though no replica is ready: one may be back in a moment."""
@@ -152,18 +176,19 @@ class Lobby:
         away_since = self._away_since.setdefault(line, time.monotonic())
         return time.monotonic() - away_since < GRACE_S
 
-    def _dispatch(self, entry: Waiting) -> None:
+    def _dispatch(self, entry: Waiting, free: Sequence[Replica]) -> None:
         flight = entry.flight
         assert flight is not None
         flight.queued_s = time.monotonic() - entry.arrived
-        self._dispatcher.dispatch_waiting(flight, self._free)
+        self._dispatcher.dispatch_waiting(flight, lambda *_: free)
 
     # -- what is counted -------------------------------------------------------------------------------------------
 
     def landed(self, flight: Flight) -> None:
         """Its answer has ended, or been broken off: that long it kept its worker busy."""
-        line = self._lines.line_of(flight.model, flight.call.route)
-        self.admission.landed(line, time.perf_counter() - flight.sent_at)
+        if self._is_known(flight.model):
+            line = self._lines.line_of(flight.model, flight.call.route)
+            self.admission.landed(line, time.perf_counter() - flight.sent_at)
 
     def queue_left(self, line: str, outcome: str, seconds: float) -> None:
         """The metrics are by model."""
@@ -181,11 +206,15 @@ class Lobby:
     def _sweep(self) -> None:
         self._sweeper = None
         now = time.monotonic()
-        for line, entry in self.admission.expired(now):
+        late = self.admission.expired(now, MAX_AT_ONCE)
+        for line, entry in late:
             self._fail(entry, self.admission.too_late(line))
-        for line in self.admission.queued_lines():
+        if len(late) == MAX_AT_ONCE:  # there may be more: not before others have had their turn
+            self._sweeper = asyncio.get_running_loop().call_later(0, self._sweep)
+            return
+        for line in list(self.admission.queued_lines()):
             self._notify(line, now)
-        self.call_next()
+        self._call(map(self._lines.model, self.admission.queued_lines()))
         if self.admission.is_anyone_waiting:
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 

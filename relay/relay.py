@@ -169,6 +169,7 @@ class Relay:
             return
         if flight.cancel_wait is not None:
             flight.cancel_wait()
+            flight.cancel_wait = None  # it knows the flight, too: see below
         if flight.timer is not None:
             flight.timer.cancel()
         is_placed = flight.placing is not None

@@ -10,6 +10,8 @@ from relay.upstream.exchange import BadAnswer, UpstreamError, WorkerSilent
 from utils.errors import ApiError, BadRequest, NoReplicaReady, WorkerBroke, WorkerTimeout
 
 RETRY_AFTER_S: Final = 2
+MAX_DESCRIBED: Final = 5
+"""Workers that an error names."""
 
 
 def task_refused(model: str, route: str, replicas: Sequence[Replica]) -> BadRequest:
@@ -36,18 +38,14 @@ def no_replica_ready(model: str, detail: str) -> NoReplicaReady:
 def workers_for(registry: WorkerRegistry, model: str, route: str) -> list[Worker]:
     """All those of the model, ready or not, that have said that they can do what the route is for."""
     wanted = TASKS.get(route, ())
-    return [
-        worker
-        for worker in registry.workers()
-        if model in worker.beat.names and any(task in wanted for task in worker.beat.tasks)
-    ]
+    return [worker for worker in registry.workers_of(model) if any(task in wanted for task in worker.beat.tasks)]
 
 
 def describe_workers(registry: WorkerRegistry, model: str, route: str) -> str:
     """The states of a model's workers, for the one who wonders why none is ready."""
-    able = workers_for(registry, model, route) or (w for w in registry.workers() if model in w.beat.names)
-    states = [describe_worker(worker) for worker in able]
-    return ", ".join(states[:5]) or "its workers have gone"
+    workers = workers_for(registry, model, route) or registry.workers_of(model)
+    states = [describe_worker(worker) for worker in workers[:MAX_DESCRIBED]]
+    return ", ".join(states) or "its workers have gone"
 
 
 def describe_worker(worker: Worker) -> str:

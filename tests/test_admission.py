@@ -98,13 +98,27 @@ def test_there_is_a_queue_as_long_as_somebody_waits() -> None:
     hall = Hall(1)
     assert not hall.admission.has_queue(MODEL)
     first, second = hall.enter(), hall.enter()
-    assert hall.admission.queued_lines() == [MODEL]
+    assert list(hall.admission.queued_lines()) == [MODEL]
     assert hall.admission.next(MODEL, 2.0) is first
     assert hall.admission.has_queue(MODEL)
     assert hall.admission.next(MODEL, 3.0) is second
     assert not hall.admission.has_queue(MODEL)
     assert hall.admission.next(MODEL, 4.0) is None
     assert hall.outcomes.seen == [(MODEL, "served", 2.0), (MODEL, "served", 3.0)]
+
+
+def test_the_line_that_was_served_longest_ago_has_its_turn_first() -> None:
+    """Also before one that has just emptied and fills again: else who asks for one at a time would go first always."""
+    hall, served = Hall(1), []
+    for line in "aab":
+        hall.admission.enter(line, Entry(line, NORMAL, 1.0, 0.0, 300.0), 0.0)
+    assert hall.admission.in_turn("bca") == ["a", "b"]
+    for _ in range(6):
+        line = hall.admission.in_turn("ab")[0]
+        hall.admission.next(line, 0.0)
+        hall.admission.enter(line, Entry(line, NORMAL, 1.0, 0.0, 300.0), 0.0)
+        served.append(line)
+    assert served == list("ababab")
 
 
 def test_models_do_not_wait_for_each_other() -> None:
@@ -175,10 +189,10 @@ def test_who_has_to_leave_for_a_more_urgent_one_is_told() -> None:
 def test_who_has_waited_too_long_leaves_and_is_told() -> None:
     hall = Hall(1)
     patient, hasty = hall.enter(wait_s=60), hall.enter(wait_s=5)
-    assert hall.admission.expired(4.9) == []
-    assert hall.admission.expired(5.0) == [(MODEL, hasty)]
-    assert hall.admission.expired(5.0) == []
-    assert hall.admission.expired(100.0) == [(MODEL, patient)]
+    assert hall.admission.expired(4.9, 100) == []
+    assert hall.admission.expired(5.0, 100) == [(MODEL, hasty)]
+    assert hall.admission.expired(5.0, 100) == []
+    assert hall.admission.expired(100.0, 100) == [(MODEL, patient)]
     assert not hall.admission.has_queue(MODEL)
     assert hall.outcomes.words == ["expired", "expired"]
     error = hall.admission.too_late(MODEL)

@@ -83,3 +83,12 @@ def test_who_waited_too_long_is_told_when_to_come_again() -> None:
     error = errors.QueueTimeout("too long", retry_after_s=3)
     assert (error.status, error.type, error.code) == (503, "server_error", "queue_timeout")
     assert error.headers == ((b"retry-after", b"3"),)
+
+
+def test_of_thousands_of_models_an_error_names_some() -> None:
+    named = [f"model-{number:04}" for number in range(5000)]
+    few, many = (errors.ModelNotFound("x", named[:count]).message for count in (errors.MAX_NAMED, 5000))
+    assert few.endswith(f"{named[errors.MAX_NAMED - 1]}.")
+    assert many.endswith(
+        f"{named[errors.MAX_NAMED - 1]}, and {5000 - errors.MAX_NAMED} more: GET /v1/models lists them."
+    )

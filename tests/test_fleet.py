@@ -29,19 +29,19 @@ LIMIT_S = 10.0
 
 
 @asynccontextmanager
-async def fleet_of(folder: Path, program: str) -> AsyncIterator[tuple[WorkerRegistry, Path]]:
-    """One managed worker, ``w``, which is this program; and the file that it writes to."""
+async def fleet_of(folder: Path, program: str) -> AsyncIterator[tuple[WorkerRegistry, str, Path]]:
+    """One managed worker, which is this program: its id, and the file that it writes to."""
     (folder / "serve.py").write_text(program)
     settings = FleetSettings(
         folder / "serve.py", {"": sys.executable}, "http://127.0.0.1:9", folder, 0.1, 1.0,
         watch_interval_s=0.02, hang_limit_s=0.2,
     )  # fmt: skip
-    worker = ManagedWorker(model_name="m", model_path="m", backend="fake", port=free_port(), worker_id="w")
+    worker = ManagedWorker(model_name="m", model_path="m", backend="fake", port=free_port())
     registry = WorkerRegistry()
     fleet = Fleet([worker], settings, registry, {}, random.Random(1))
     fleet.start()
     try:
-        yield registry, folder / "w.log"
+        yield registry, worker.id, folder / f"{worker.id}.log"
     finally:
         fleet.is_closing = True
         await fleet.stop(0.1)
@@ -60,9 +60,9 @@ async def is_up(log: Path) -> None:
 @pytest.mark.parametrize("state", [WorkerState.UNHEALTHY, WorkerState.FAILED, WorkerState.STOPPING])
 async def test_a_worker_that_is_of_no_use_and_does_not_end_is_killed(tmp_path: Path, state: WorkerState) -> None:
     with logged() as events:
-        async with fleet_of(tmp_path, STUBBORN) as (registry, log):
+        async with fleet_of(tmp_path, STUBBORN) as (registry, worker_id, log):
             await is_up(log)
-            registry.judge("w", state, "it says so")
+            registry.judge(worker_id, state, "it says so")
             async with asyncio.timeout(LIMIT_S):
                 while not events.named("worker_restart_in"):
                     await asyncio.sleep(0.01)
@@ -75,18 +75,18 @@ async def test_a_worker_that_is_of_no_use_and_does_not_end_is_killed(tmp_path: P
 @pytest.mark.parametrize("state", [WorkerState.READY, WorkerState.SLEEPING, WorkerState.LOADING])
 async def test_a_worker_that_may_be_as_it_is_lives(tmp_path: Path, state: WorkerState) -> None:
     with logged() as events:
-        async with fleet_of(tmp_path, STUBBORN) as (registry, log):
+        async with fleet_of(tmp_path, STUBBORN) as (registry, worker_id, log):
             await is_up(log)
-            registry.judge("w", WorkerState.UNHEALTHY, "for a moment")
+            registry.judge(worker_id, WorkerState.UNHEALTHY, "for a moment")
             await asyncio.sleep(0.1)
-            registry.judge("w", state, "")
+            registry.judge(worker_id, state, "")
             await asyncio.sleep(0.4)  # twice the limit
             assert not events.named("worker_hangs")
 
 
 async def test_a_worker_that_ignores_its_end_is_killed_with_the_gateway(tmp_path: Path) -> None:
     with logged() as events:
-        async with fleet_of(tmp_path, STUBBORN) as (_, log):
+        async with fleet_of(tmp_path, STUBBORN) as (_, _, log):
             await is_up(log)
         (spawned,) = events.named("worker_spawned")
         assert not is_running(spawned.__dict__["values"]["pid"])

@@ -55,7 +55,7 @@ class Worker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, learns: bool) -> None:
         self.wire = Wire()
-        self.connection = Connection(loop, lambda _: None)
+        self.connection = Connection(loop, lambda _: None, lambda _: None)
         self.connection.connection_made(self.wire)
         self.connection._learns = MAX_LEARNED if learns else 0
 
@@ -213,7 +213,7 @@ def test_its_head_is_written_as_any_other(keep_alive: bool) -> None:
 
 def test_a_lost_connection_is_no_cycle_for_the_garbage_collector() -> None:
     loop = asyncio.new_event_loop()
-    connection = Connection(loop, lambda _: None)
+    connection = Connection(loop, lambda _: None, lambda _: None)
     connection.connection_made(Wire())
     seen = weakref.ref(connection)
     gc.disable()

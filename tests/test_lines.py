@@ -214,6 +214,7 @@ async def test_a_replica_that_cannot_do_what_is_asked_is_no_room_for_it() -> Non
         for _ in range(3):
             requests.ask(MODEL)
         await requests.wait_in(2, chats)
+        gate.router.freed.update(("w", "embeds"))
         gate.lobby.call_next()
         assert gate.router.in_flight == {"w": 1}
         assert (await requests.ask(MODEL, EMBED)).headers["x-ichat-worker"] == "embeds"  # and it is in nobody's way

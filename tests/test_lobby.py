@@ -1,8 +1,10 @@
 """Requests that find no free replica: they wait for their turn, hear of it, and leave in time."""
 
 import asyncio
+import gc
 import hashlib
 import json
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +15,7 @@ from prometheus_client import generate_latest
 
 from config.admission import AdmissionSettings
 from config.settings import RoutingSettings
+from relay.flight import Flight
 from tests.relay_double import MODEL, Gate, door
 from tests.scripted import read_request, scripted
 from tests.support import chat_body
@@ -174,6 +177,26 @@ async def test_a_client_that_goes_leaves_the_queue() -> None:
     assert worker.asked == ["first", "stays"]
 
 
+@pytest.mark.parametrize("how", ["it goes", "the gateway stops"])
+async def test_a_request_that_leaves_the_queue_is_not_kept_in_memory(how: str) -> None:
+    async with busy_door() as (gate, _):
+        (gone,) = await queue(gate, "gone")
+        flights = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Flight) and each.cancel_wait]
+        assert len(flights) == 1
+        gc.collect()
+        gc.disable()
+        try:
+            if how == "it goes":
+                gone.cancel()
+            else:
+                gate.relay.cut_flights()
+            async with asyncio.timeout(5):
+                while flights[0]() is not None:
+                    await asyncio.sleep(0.001)
+        finally:
+            gc.enable()
+
+
 async def test_a_deadline_is_kept_in_the_queue() -> None:
     async with busy_door() as (gate, _):
         late = await ask(gate, "late", headers={"x-ichat-timeout-s": "0.05"})
@@ -262,7 +285,6 @@ async def test_a_replica_that_is_away_for_a_moment_empties_no_queue() -> None:
     async with busy_door() as (gate, worker):
         tasks = await queue(gate, "a", "b")
         gate.registry.mark_unreachable("w1", "one probe failed")
-        gate.lobby.call_next()
         assert waiting(gate) == 2
         gate.registry.mark_reachable("w1")
         worker.answer(3)

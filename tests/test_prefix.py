@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.routing.prefix import BLOCK_BYTES, MAX_BLOCKS_OF_PROMPT, PrefixTree, chain_of
+from relay.routing.prefix import BLOCK_BYTES, MAX_BLOCKS_OF_PROMPT, MAX_SPENT, PrefixTree, chain_of
 from tests.doubles import PATIENT
+from tests.steps import steps
 
 BLOCK = b"x" * BLOCK_BYTES
 WORKERS = st.sampled_from("abc")
@@ -113,3 +114,94 @@ def test_a_worker_that_had_dropped_a_prompt_has_dropped_older_ones_too() -> None
 
 def test_nobody_cached_it_at_no_time() -> None:
     assert PrefixTree().time_of(chain_of(BLOCK), 0) == 0
+
+
+def full_tree(workers: int, blocks: int) -> tuple[PrefixTree, list[int]]:
+    """All of the workers, ``w0`` and so on, have a prompt."""
+    tree, chain = PrefixTree(), list(chain_of(b"".join(b"%128d" % number for number in range(blocks))))
+    for number in range(workers):
+        tree.add(chain, f"w{number}")
+    return tree, chain
+
+
+def test_a_long_prompt_is_looked_up_once_for_all_who_have_dropped_something() -> None:
+    cost = {}
+    for workers in (2, 100):
+        tree, chain = full_tree(workers, blocks=200)
+        for number in range(workers):
+            tree.correct(f"w{number}", number)
+        tree.share(chain, 0)  # the first after a correction puts them in order
+        cost[workers] = steps(lambda tree=tree, chain=chain: tree.share(chain, 0))  # type: ignore[misc]
+    assert cost[100] < 2 * cost[2]
+
+
+def test_what_each_has_is_told_once_for_each() -> None:
+    tree, chain = full_tree(1, blocks=200)
+    for number in range(1, 100):
+        tree.add(chain[: 2 * number], f"w{number}")
+    assert steps(lambda: tree.share(chain, 0)) < 20 * (100 + 200)
+    assert tree.share(chain, 0).cached == {
+        "w0": 200 * BLOCK_BYTES, **{f"w{number}": 2 * number * BLOCK_BYTES for number in range(1, 100)}
+    }  # fmt: skip
+
+
+def test_workers_that_go_at_once_are_forgotten_without_a_look_at_the_blocks() -> None:
+    tree, _ = full_tree(MAX_SPENT + 10, blocks=1000)
+
+    def forget_all() -> None:
+        for number in range(1, MAX_SPENT + 10):
+            tree.forget(f"w{number}")
+
+    assert steps(forget_all) < 20 * (MAX_SPENT + 10)
+    assert len(tree) == 1000  # w0 has them
+    tree.forget("w0")
+    assert len(tree) == 0
+
+
+def test_workers_that_come_and_go_leave_nothing_in_the_blocks() -> None:
+    tree, chain = full_tree(1, blocks=3)
+    for number in range(10 * MAX_SPENT):
+        tree.add(chain, f"other {number}")
+        assert len(tree.share(chain, 0).cached) == 2
+        tree.forget(f"other {number}")
+        assert max(block.bit_length() for block in tree._young.values()) <= 48 + MAX_SPENT + 2
+    assert cached(tree, b"".join(b"%128d" % number for number in range(3))) == {"w0": 3 * BLOCK_BYTES}
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["add", "correct", "forget"]), PROMPTS, st.integers(0, 2 * MAX_SPENT)), max_size=60
+)
+
+
+@PATIENT
+@given(OPERATIONS, st.data())
+def test_what_is_known_after_corrections_and_departures(
+    operations: list[tuple[str, bytes, int]], data: st.DataObject
+) -> None:
+    tree = PrefixTree()
+    sent: dict[tuple[int, bytes], int] = {}  # by worker and beginning of a prompt: when
+    horizons: dict[int, int] = {}
+    now = 0
+    for what, prompt, worker in operations:
+        beginnings = [prompt[:end] for end in range(BLOCK_BYTES, len(prompt) + 1, BLOCK_BYTES)]
+        if what == "add":
+            now += 1
+            tree.add(chain_of(prompt), f"w{worker}")
+            sent |= {(each, start): now for each, start in sent if start in beginnings}  # a block has one time
+            sent |= {(worker, start): now for start in beginnings}
+        elif what == "correct" and any(each == worker for each, _ in sent):
+            time = data.draw(st.integers(1, now))
+            tree.correct(f"w{worker}", time)
+            horizons[worker] = max(horizons.get(worker, 0), time + 1)
+        elif what == "forget":
+            tree.forget(f"w{worker}")
+            horizons.pop(worker, None)
+            sent = {key: time for key, time in sent.items() if key[0] != worker}
+    prompt = data.draw(PROMPTS)
+    expected: dict[str, int] = {}
+    for worker in {each for each, _ in sent}:
+        for end in range(BLOCK_BYTES, len(prompt) + 1, BLOCK_BYTES):
+            if sent.get((worker, prompt[:end]), -1) < horizons.get(worker, 0):
+                break
+            expected[f"w{worker}"] = end
+    assert cached(tree, prompt) == expected

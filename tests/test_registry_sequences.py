@@ -1,12 +1,14 @@
 """Any sequence of what can happen to a registry leaves it consistent."""
 
+from collections.abc import Iterable
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from config.states import WorkerState
 from monitor.heartbeat import Heartbeat
-from monitor.registry import AddressConflict, Worker, WorkerIdConflict, WorkerRegistry, is_alive, is_overdue, routes_of
+from monitor.registry import AddressConflict, Worker, WorkerIdConflict, WorkerRegistry, is_alive, is_overdue
 from tests.doubles import PATIENT
 
 IDS = st.sampled_from(["a", "b", "c"])
@@ -15,7 +17,8 @@ BEATS = st.builds(
     Heartbeat,
     worker_id=IDS,
     model_name=st.sampled_from(["m", "n"]),
-    aliases=st.sampled_from([(), ("x",), ("n",)]),
+    aliases=st.sampled_from([(), ("x",), ("n",), ("x", "y"), ("y", "x")]),
+    adapters=st.sampled_from([(), ("x",), ("l",), ("l", "k")]),
     backend=st.just("fake"),
     host=st.just("h"),
     port=st.integers(1, 3),
@@ -23,6 +26,17 @@ BEATS = st.builds(
     pid=st.integers(1, 2),
     heartbeat_interval=st.sampled_from([1.0, 10.0]),
 )
+
+
+def own_names_of(workers: Iterable[Worker]) -> dict[str, str]:
+    """What ``Routes`` keeps up, found by a look at all: names that the same workers have, but for the first of them."""
+    at: dict[str, dict[str, None]] = {}
+    for worker in workers:
+        for name in worker.replica.names:
+            at.setdefault(name, {})[worker.id] = None
+    first: dict[tuple[str, ...], str] = {}
+    owns = {name: first.setdefault(tuple(ids), name) for name, ids in at.items()}
+    return {name: own for name, own in owns.items() if name != own}
 
 
 class Sequences(RuleBasedStateMachine):
@@ -90,9 +104,21 @@ class Sequences(RuleBasedStateMachine):
 
     @invariant()
     def the_snapshot_is_what_the_workers_give(self) -> None:
-        assert {model: self.registry.route(model) for model in self.registry.models()} == routes_of(
-            self.registry.workers()
-        )
+        workers = self.registry.workers()
+        for model in self.registry.models():
+            holders = [worker for worker in workers if model in worker.beat.names]
+            assert {worker.id for worker in self.registry.workers_of(model)} == {worker.id for worker in holders}
+            ready = {worker.replica for worker in holders if worker.state is WorkerState.READY}
+            assert set(self.registry.route(model) or ()) == ready
+
+    @invariant()
+    def names_that_mean_the_same_are_known_as_such(self) -> None:
+        owns = own_names_of(self.registry.workers())
+        for name in self.registry.models():
+            assert self.registry.own_name(name) == owns.get(name, name)
+            others = {each for each, own in owns.items() if own == name}
+            first, *rest = self.registry.names_of(name)
+            assert (first, set(rest), len(rest)) == (name, others, len(others))
 
     @invariant()
     def only_ready_workers_are_routed_to(self) -> None:

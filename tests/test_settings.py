@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from config.settings import GatewaySettings, ManagedWorker, ServerSettings
+from config.settings import GatewaySettings, ManagedWorker, ServerSettings, require_unique
 
 HASH = "sha256:" + "0" * 64
 
@@ -204,3 +204,20 @@ def test_a_hub_id_and_a_program_on_the_path_stay_as_they_are() -> None:
 
 def test_the_home_of_nobody_is_refused() -> None:
     assert "model_path" in refusal({"managed_workers": [managed(model_path="~no-such-user-here/m")]})
+
+
+def test_ten_thousand_keys_are_not_each_held_against_all_others() -> None:
+    class Name(str):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    names = [Name(f"key {number}") for number in range(1000)]
+    require_unique("keys", "name", names)
+    assert Name.compared < 1000
+    with pytest.raises(ValueError, match="'key 7' is used twice"):
+        require_unique("keys", "name", [*names, Name("key 7")])

@@ -63,7 +63,7 @@ def play(reads: list[bytes], *, is_quick: bool) -> Listener:
     listener = Listener(is_quick=is_quick)
     loop = asyncio.new_event_loop()
     try:
-        connection = Connection(loop, lambda _: None)
+        connection = Connection(loop, lambda _: None, lambda _: None)
         connection.connection_made(Wire())
         connection.send(Exchange(ADDRESS, b"", b"", listener, lambda *_: False))
         for read in reads:
@@ -90,7 +90,7 @@ def test_all_but_the_first_and_the_last_are_passed_unparsed() -> None:
 
 def test_a_worker_whose_chunks_pass_unparsed_is_not_silent() -> None:
     listener, loop = Listener(is_quick=True), asyncio.new_event_loop()
-    connection = Connection(loop, lambda _: None)
+    connection = Connection(loop, lambda _: None, lambda _: None)
     connection.connection_made(Wire())
     exchange = Exchange(ADDRESS, b"", b"", listener, lambda *_: False)
     connection.send(exchange)

@@ -207,6 +207,7 @@ async def test_an_upload_waits_for_its_turn() -> None:
             while not gate.lobby.admission.waiting(f"{MODEL} (transcription)"):
                 await asyncio.sleep(0.001)
         del gate.router.in_flight["w1"]
+        gate.router.freed.add("w1")
         gate.lobby.call_next()
         answer = await sending
     assert answer.status_code == 200
@@ -235,6 +236,7 @@ async def test_a_client_is_held_back_while_its_upload_waits_for_its_turn() -> No
             stalled, last = (stalled + 1, last) if sent and sent == last else (0, sent)
         assert sent < len(whole)
         del gate.router.in_flight["w1"]
+        gate.router.freed.add("w1")
         gate.lobby.call_next()
         assert (await sending).status_code == 200
     assert listener.body == whole

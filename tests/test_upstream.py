@@ -1,6 +1,8 @@
 """Connections to workers, against a real server that answers with scripted bytes."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -102,6 +104,28 @@ async def test_an_answer_is_read_whole_and_its_connection_used_again() -> None:
                 assert await answer.end() == b"hello"
                 assert answer.exchange.status == 200
         assert worker.connections == 1
+    upstream.shutdown()
+
+
+async def test_connections_that_a_worker_closed_are_not_kept() -> None:
+    upstream, may_close = new_upstream(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answering(OK)(reader, writer)
+        await may_close.wait()
+
+    async with scripted(script) as (_, address):
+        async with opened(upstream, address) as one, opened(upstream, address) as other:
+            await asyncio.gather(one.end(), other.end())
+            kept = [weakref.ref(each) for each in upstream._idle[address]]
+        assert len(kept) == 2
+        del one, other
+        may_close.set()
+        async with asyncio.timeout(5):
+            while not all(each() is None or each().closed for each in kept):  # type: ignore[union-attr]
+                await asyncio.sleep(0.001)
+        gc.collect()  # readers and exchanges know each other here
+        assert [each() for each in kept] == [None] * len(kept)
     upstream.shutdown()
 
 

@@ -24,7 +24,8 @@
 """
 
 import json
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 
 class IChatError(Exception):
@@ -85,9 +86,15 @@ class NotFound(ApiError):
     type = "not_found_error"
 
 
+MAX_NAMED: Final = 20
+"""Of thousands of models, those that an error names: whoever asks for a wrong one must not get a megabyte."""
+
+
 class ModelNotFound(NotFound):
-    def __init__(self, model: str, models: list[str]) -> None:
-        known = f"The models here are: {', '.join(models)}." if models else "No model is registered here yet."
+    def __init__(self, model: str, models: Sequence[str]) -> None:
+        known = f"The models here are: {', '.join(models[:MAX_NAMED])}" if models else "No model is registered here yet"
+        more = len(models) - MAX_NAMED
+        known += f", and {more} more: GET /v1/models lists them." if more > 0 else "."
         super().__init__(f"The model {model[:200]!r} does not exist. {known}", code="model_not_found", param="model")
 
 

@@ -1,8 +1,9 @@
 """Who may go to a worker now, and who waits: a queue for every line (``lines.py``) that has no free replica."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Generic, Protocol
 
 from config.admission import AdmissionSettings
@@ -88,6 +89,9 @@ class Admission(Generic[E]):
         self._listener = listener
         self._queues: dict[str, FairQueue[E]] = {}
         """Only those in which somebody waits."""
+        self._turns = 0
+        self._slots: dict[str, tuple[Sequence[HasCapacity], int | None]] = {}
+        """By line: the replicas that they were counted of. Only of lines in which somebody has waited."""
         self._paces: dict[str, Pace] = {}
         self._default_capacity = settings.capacity
         self._capacities = {name: model.capacity for name, model in settings.models.items() if model.capacity}
@@ -122,6 +126,11 @@ class Admission(Generic[E]):
             pace = self._paces[line] = Pace()
         pace.add(seconds)
 
+    def forget(self, line: str) -> None:
+        """Nobody has its model any more."""
+        self._paces.pop(line, None)
+        self._slots.pop(line, None)
+
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     def enter(self, line: str, entry: E, now: float) -> E | None:
@@ -129,9 +138,9 @@ class Admission(Generic[E]):
 
         Raises TooManyRequests where the queue is full, QueueTimeout where the request could not be served in time.
         """
-        queue = self._queues.get(line) or FairQueue(self._settings.max_queue_of(*self._lines.names(line)))
-        eta = self.eta_s(line, queue.ahead_of(entry))
-        if entry.deadline <= now or (eta is not None and now + eta > entry.deadline):
+        queue = self._queues.get(line) or self._new_queue(line)
+        eta = self._eta_if_late(line, queue, entry, now)
+        if entry.deadline <= now or eta is not None:
             self._listener.queue_left(line, "refused", 0.0)
             raise self.too_late(line, eta)
         try:
@@ -144,14 +153,32 @@ class Admission(Generic[E]):
             self._listener.queue_left(line, "pushed_out", now - pushed_out.arrived)
         return pushed_out
 
+    def _new_queue(self, line: str) -> FairQueue[E]:
+        queue: FairQueue[E] = FairQueue(self._settings.max_queue_of(*self._lines.names(line)))
+        queue.turn = self._next_turn()  # behind those in which somebody waits already
+        return queue
+
+    def _next_turn(self) -> int:
+        self._turns += 1
+        return self._turns
+
+    def _eta_if_late(self, line: str, queue: FairQueue[E], entry: E, now: float) -> float | None:
+        """When its turn would come, if that is after its deadline. Its place is looked for among all keys, and so only
+        where the last of all places would be too late.
+        """
+        latest = self.eta_s(line, len(queue))
+        if latest is None or now + latest <= entry.deadline:
+            return None
+        eta = self.eta_s(line, queue.ahead_of(entry))
+        return eta if eta is not None and now + eta > entry.deadline else None
+
     def next(self, line: str, now: float) -> E | None:
         """A replica has room: whose turn it is, who waits no longer; None when nobody does."""
         queue = self._queues.get(line)
         entry = queue.pop() if queue is not None else None
         if queue is None or entry is None:
             return None
-        # To the end: lines may share a worker, as those of adapters do, and each is to have its turn there.
-        self._queues[line] = self._queues.pop(line)
+        queue.turn = self._next_turn()
         self._drop_empty(line, queue)
         self._listener.queue_left(line, "served", now - entry.arrived)
         return entry
@@ -160,12 +187,14 @@ class Admission(Generic[E]):
         """The client does not wait any more. Whether it waited until now: its turn may have come just before."""
         return self._remove(line, entry, "gone", now)
 
-    def expired(self, now: float) -> list[tuple[str, E]]:
-        """Those whose deadline has passed, by line; they wait no longer and are to be answered ``too_late(line)``.
+    def expired(self, now: float, most: int) -> list[tuple[str, E]]:
+        """Those whose deadline has passed, by line, at most so many; they wait no longer and are to be answered
+        ``too_late(line)``.
 
         O(n): to be called every second or so, instead of a timer for each.
         """
-        late = [(line, entry) for line, queue in self._queues.items() for entry in queue if entry.deadline <= now]
+        all_late = ((line, entry) for line, queue in self._queues.items() for entry in queue if entry.deadline <= now)
+        late = list(islice(all_late, most))
         for line, entry in late:
             self._remove(line, entry, "expired", now)
         return late
@@ -186,9 +215,14 @@ class Admission(Generic[E]):
 
     def slots(self, line: str) -> int | None:
         """How many requests of a line run at once; 0 while no replica is ready, None: as many as come."""
-        name = self._lines.names(line)[0]
-        capacities = [self.capacity(name, replica) for replica in self._lines.replicas(line) or ()]
-        return None if None in capacities else sum(each or 0 for each in capacities)
+        replicas = self._lines.replicas(line) or ()
+        counted, slots = self._slots.get(line, (None, None))
+        if counted is not replicas:  # the same tuple is of the same replicas: they are not counted for every request
+            name = self._lines.names(line)[0]
+            capacities = [self.capacity(name, replica) for replica in replicas]
+            slots = None if None in capacities else sum(each or 0 for each in capacities)
+            self._slots[line] = replicas, slots
+        return slots
 
     def eta_s(self, line: str, position: int) -> float | None:
         """Seconds until the request at ``position`` (0 is next) is let go, if all slots are busy now.
@@ -228,21 +262,30 @@ class Admission(Generic[E]):
             retry_after_s=seconds,
         )
 
-    def standings(self, line: str) -> list[Standing[E]]:
-        """All who wait, in order. One pass for a whole queue: to be asked for once a second, not by every request."""
+    def standings(self, line: str, most: int | None = None) -> list[Standing[E]]:
+        """All who wait, in order, or the first so many. One pass for a whole queue: to be asked for once a second, not
+        by every request.
+        """
         queue = self._queues.get(line)
         first, entries = self.eta_s(line, 0), queue.order() if queue else ()
         return [
             Standing(entry, position, None if first is None else first * (position + 1))
-            for position, entry in enumerate(entries)
+            for position, entry in enumerate(islice(entries, most))
         ]
 
     def lengths(self) -> dict[str, int]:
-        """How many wait, by line."""
-        return {line: len(queue) for line, queue in self._queues.items()}
+        """How many wait, by line. To be asked in any thread."""
+        return {line: len(queue) for line, queue in list(self._queues.items())}
 
-    def queued_lines(self) -> list[str]:
-        return list(self._queues)
+    def queued_lines(self) -> Collection[str]:
+        """Those in which somebody waits, as they are now."""
+        return self._queues.keys()
+
+    def in_turn(self, lines: Iterable[str]) -> list[str]:
+        """Those of the lines in which somebody waits, the one that was served longest ago first: lines may share a
+        worker, as those of adapters do, and each is to have its turn there.
+        """
+        return sorted((line for line in lines if line in self._queues), key=lambda line: self._queues[line].turn)
 
     def view(self, now: float) -> dict[str, Any]:
         """For the admin API: the lines in which requests wait, and the first of these."""
@@ -256,7 +299,7 @@ class Admission(Generic[E]):
             "slots": self.slots(line),
             "mean_seconds": round(pace.seconds, 3) if pace else None,
             "by_key": dict(queue.count_keys()),
-            "queue": [view_of(standing, now) for standing in self.standings(line)[:MAX_SHOWN]],
+            "queue": [view_of(standing, now) for standing in self.standings(line, MAX_SHOWN)],
         }
 
 

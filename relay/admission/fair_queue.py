@@ -155,6 +155,8 @@ class FairQueue(Generic[E]):
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.turn = 0
+        """When it was last served, among others that share its workers: for who has them all."""
         self._rounds: dict[int, Round[E]] = {}
         self._size = 0
 

@@ -2,7 +2,7 @@
 any of their business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from monitor.registry import Replica, WorkerRegistry
@@ -22,6 +22,9 @@ class Lines:
 
     def __init__(self, registry: WorkerRegistry) -> None:
         self._registry = registry
+        self._replicas: dict[str, tuple[Replica, ...]] = {}
+        """By line, of one version of the registry: asked for at every turn of a queue."""
+        self._version = registry.version
 
     def line_of(self, model: str, route: str) -> str:
         """For requests for ``model``, by any of its names."""
@@ -29,11 +32,28 @@ class Lines:
 
     def replicas(self, line: str) -> tuple[Replica, ...] | None:
         """The ready ones that can serve it; None: nobody knows the model."""
-        model, tasks = parts_of(line)
-        replicas = self._registry.route(model)
-        if not replicas or tasks is None:
-            return replicas
-        return tuple(replica for replica in replicas if replica.can(tasks))
+        if self._version != self._registry.version:
+            self._version = self._registry.version
+            self._replicas = {}
+        found = self._replicas.get(line)
+        if found is None:
+            model, tasks = parts_of(line)
+            replicas = self._registry.route(model)
+            if not replicas or tasks is None:
+                return replicas
+            found = self._replicas[line] = tuple(replica for replica in replicas if replica.can(tasks))
+        return found
+
+    @staticmethod
+    def of(name: str) -> Sequence[str]:
+        """All that there may be of a model with this own name."""
+        return [name + kind for kind in TASKS_OF_KIND]
+
+    def among(self, queued: Collection[str], names: Collection[str]) -> Sequence[str]:
+        """Those of the lines that are of a model with one of these names. O(the fewer of them)."""
+        if len(names) * len(TASKS_OF_KIND) < len(queued):
+            return [line for name in names for line in self.of(name) if line in queued]
+        return [line for line in queued if self.model(line) in names]
 
     def names(self, line: str) -> Sequence[str]:
         """Of its model: that by which the line is called, then the others."""

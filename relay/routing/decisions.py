@@ -107,6 +107,9 @@ class DecisionLog:
             log = self._by_model[model] = deque(maxlen=self._keep)
         log.append(decision)
 
+    def forget(self, model: str) -> None:
+        self._by_model.pop(model, None)
+
     def last(self, model: str) -> list[dict[str, Any]]:
         """The newest first."""
         return [decision.view() for decision in reversed(self._by_model.get(model, ()))]

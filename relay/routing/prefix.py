@@ -5,7 +5,10 @@ prompt's leading blocks that they know (prefix caching). The gateway has no toke
 bytes, which are the same where the tokens are.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import or_
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -15,6 +18,8 @@ MAX_BLOCKS_OF_PROMPT: Final = 1024
 """Of a longer prompt only so many blocks are looked at: 128 KiB."""
 GENERATION: Final = 65536
 """So many blocks that were sent last are known for certain, of one model; at most twice as many are: 10 to 20 MB."""
+MAX_SPENT: Final = 64
+"""So many workers that have gone leave their bits in the blocks: at most 12 bytes a block."""
 
 TIME_BITS: Final = 48
 TIME: Final = 2**TIME_BITS - 1
@@ -53,7 +58,8 @@ class PrefixTree:
 
     A worker is a bit. Time is counted in prompts: a block is younger than those that go on from it. An engine that
     turns out to have dropped a block has dropped its older ones too (they go in the order of their last use): it has a
-    horizon, and what was sent before that counts no more.
+    horizon, and what was sent before that counts no more. The bit of a worker that has gone stays in the blocks, and is
+    nobody's, until many are: when hundreds go at once, no block is looked at for it.
     """
 
     def __init__(self, generation: int = GENERATION) -> None:
@@ -61,7 +67,11 @@ class PrefixTree:
         self._young: dict[int, int] = {}  # by a block's link: bits above the time
         self._old: dict[int, int] = {}
         self._bits: dict[str, int] = {}
+        self._ids: dict[int, str] = {}  # by bit
+        self._all = 0  # bits
+        self._spent = 0  # bits of those that have gone
         self._horizons: dict[str, int] = {}
+        self._stale: tuple[list[int], list[int]] | None = ([], [])  # see ``_stale_now``; None: it has changed
         self._now = 0
 
     def __len__(self) -> int:
@@ -71,10 +81,14 @@ class PrefixTree:
     def share(self, chain: Chain, total: int) -> Share:
         """Of a prompt of ``total`` bytes with this chain."""
         cached: dict[str, int] = {}
-        alive = sum(self._bits.values())  # of single bits: all of them
+        alive = self._all
+        horizons, dropped = self._stale_now()
+        newest = horizons[-1] if horizons else 0
         for depth, link in enumerate(chain if alive else ()):
             block = self._block(link)
-            have = (self._holders(block) if self._horizons else block >> TIME_BITS) & alive
+            have = block >> TIME_BITS & alive
+            if have and (time := block & TIME) < newest:
+                have &= ~dropped[bisect_right(horizons, time)]
             if have != alive:
                 self._note(cached, alive & ~have, depth)
                 alive = have
@@ -86,18 +100,21 @@ class PrefixTree:
     def _block(self, link: int) -> int:
         return self._young.get(link) or self._old.get(link, 0)
 
-    def _holders(self, block: int) -> int:
-        holders = block >> TIME_BITS
-        for worker_id, horizon in self._horizons.items():
-            if block & TIME < horizon:
-                holders &= ~self._bits[worker_id]
-        return holders
+    def _stale_now(self) -> tuple[list[int], list[int]]:
+        """All horizons in order, and for each the bits of the workers that have this one or a later one: what is older
+        than it, they have dropped. Put in order once, not walked through for every block.
+        """
+        if self._stale is None:
+            ordered = sorted((horizon, self._bits[worker_id]) for worker_id, horizon in self._horizons.items())
+            bits = list(accumulate((bit for _, bit in reversed(ordered)), or_))
+            self._stale = [horizon for horizon, _ in ordered], bits[::-1]
+        return self._stale
 
     def _note(self, cached: dict[str, int], workers: int, depth: int) -> None:
-        if depth and workers:
-            for worker_id, bit in self._bits.items():
-                if workers & bit:
-                    cached[worker_id] = depth * BLOCK_BYTES
+        while depth and workers:
+            bit = workers & -workers
+            cached[self._ids[bit]] = depth * BLOCK_BYTES
+            workers ^= bit
 
     def time_of(self, chain: Chain, cached_bytes: int) -> int:
         """When the last of the cached blocks was last sent; for ``correct``."""
@@ -116,21 +133,39 @@ class PrefixTree:
 
     def correct(self, worker_id: str, time: int) -> None:
         """The worker did not have a block that was last sent at ``time``, nor then what is older."""
-        if worker_id in self._bits:
-            self._horizons[worker_id] = max(self._horizons.get(worker_id, 0), time + 1)
+        if worker_id in self._bits and time >= self._horizons.get(worker_id, 0):
+            self._horizons[worker_id] = time + 1
+            self._stale = None
 
     def forget(self, worker_id: str) -> None:
         """The worker's cache is empty: its process is another one, or gone."""
-        self._horizons.pop(worker_id, None)
-        bit = self._bits.pop(worker_id, 0) << TIME_BITS
+        bit = self._bits.pop(worker_id, 0)
         if bit:
-            self._young, self._old = (
-                {link: left for link, block in blocks.items() if (left := block & ~bit) > TIME}
-                for blocks in (self._young, self._old)
-            )
+            del self._ids[bit]
+            self._all ^= bit
+            self._spent |= bit
+            if self._horizons.pop(worker_id, None) is not None:
+                self._stale = None
+        if not self._all:
+            self._young, self._old, self._spent = {}, {}, 0
 
     def _new_bit(self, worker_id: str) -> int:
-        used = sum(self._bits.values())
+        if self._spent.bit_count() >= MAX_SPENT:
+            self._free_spent()
+        used = self._all | self._spent
         bit = ~used & (used + 1)  # the lowest that is free
         self._bits[worker_id] = bit
+        self._ids[bit] = worker_id
+        self._all |= bit
         return bit
+
+    def _free_spent(self) -> None:
+        """Take the bits of all that have gone out of the blocks: they are free for others then. A walk over all blocks,
+        once for so many workers.
+        """
+        kept = self._all << TIME_BITS | TIME
+        self._young, self._old = (
+            {link: left for link, block in blocks.items() if (left := block & kept) > TIME}
+            for blocks in (self._young, self._old)
+        )
+        self._spent = 0

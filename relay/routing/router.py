@@ -2,27 +2,27 @@
 
 import random
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from config.settings import RoutingSettings
+from monitor.heartbeat import Heartbeat
 from monitor.registry import Replica, Worker, WorkerRegistry, is_new_incarnation
 from relay.flight import Flight
-from relay.request import RequestFields, content_of, session_of
+from relay.request import content_of, session_of
 from relay.routes import TASKS
 from relay.routing import policy
 from relay.routing.breaker import Breakers
 from relay.routing.decisions import Decision, DecisionLog
 from relay.routing.prefix import Chain, PrefixTree, Share, chain_of
 from relay.routing.speeds import Speeds
+from relay.routing.unread import Prompt, Unread
 from relay.usage import Usage
 from relay.words import task_refused, workers_for
 from utils.errors import ModelNotFound
 
 EXPLAIN_HEADER: Final = b"x-ichat-explain"
 NO_SHARE: Final = Share()
-MAX_UNREAD: Final = 256
 MAX_UNREAD_BYTES: Final = 32 * 1024
 """A longer one is not kept for later: it would be too much memory for what it is worth."""
 WRONG_BELOW: Final = 0.5
@@ -55,6 +55,8 @@ class Router:
         node: str = "",
     ) -> None:
         self.in_flight: dict[str, int] = {}
+        self.freed: set[str] = set()
+        """Workers that a flight has left since the lobby last looked."""
         self.decisions = DecisionLog(settings.keep_decisions)
         self._registry = registry
         self._breakers = breakers
@@ -69,8 +71,8 @@ class Router:
         self._pending: dict[str, int] = {}  # bytes that a worker has still to prefill
         self._speeds = Speeds()
         self._trees: dict[str, PrefixTree] = {}
-        self._unread: dict[str, deque[tuple[RequestFields, str]]] = {}
-        """The last prompts of models with one replica: read once there is another."""
+        self._unread = Unread()
+        """Of models with one replica: read once there is another."""
         registry.subscribe(self._on_change)
 
     # -- which one -------------------------------------------------------------------------------------------------
@@ -130,10 +132,7 @@ class Router:
     def _take_only(self, flight: Flight, replica: Replica) -> Replica:
         """There is nothing to choose; but where prompts are should be known once there is another replica."""
         if self._policies.get(flight.model, self._default) == "cache_aware" and len(flight.body) < MAX_UNREAD_BYTES:
-            unread = self._unread.get(flight.model)
-            if unread is None:
-                unread = self._unread[flight.model] = deque(maxlen=MAX_UNREAD)
-            unread.append((flight.fields, replica.worker_id))
+            self._unread.add(flight.model, Prompt(flight.fields, replica.worker_id, len(flight.body)))
         self._take_off(flight, Placing(replica, 0, 0, 0))
         return replica
 
@@ -141,9 +140,8 @@ class Router:
         tree = self._trees.get(model)
         if tree is None:
             tree = self._trees[model] = PrefixTree()
-        for fields, worker_id in self._unread.pop(model, ()):
-            if worker_id in self._sent:  # else it has gone, or started anew
-                tree.add(chain_of(content_of(fields)), worker_id)
+        for prompt in self._unread.take(model):
+            tree.add(chain_of(content_of(prompt.fields)), prompt.worker_id)
         return tree
 
     def _explain(self, flight: Flight, name: str, view: policy.View, replica: Replica) -> None:
@@ -187,6 +185,7 @@ class Router:
             self.in_flight[worker_id] = left
         else:
             del self.in_flight[worker_id]
+        self.freed.add(worker_id)
         if placing.is_probe:
             self._breakers.ended_unknown(worker_id)
 
@@ -201,18 +200,37 @@ class Router:
                 tree.correct(placing.replica.worker_id, placing.time)
 
     def _on_change(self, worker_id: str, old: Worker | None, new: Worker | None) -> None:
-        if new is None or (old is not None and is_new_incarnation(old.beat, new.beat)):
+        is_anew = new is None or (old is not None and is_new_incarnation(old.beat, new.beat))
+        if is_anew:
             self._forget(worker_id)
+        if old is not None:
+            gone = old.beat.names if is_anew or new is None else lost_names(old.beat, new.beat)
+            for model in gone:
+                self._forget_at(model, worker_id)
         if new is not None:
             self._speeds.take_report(worker_id, new.beat.load)
 
     def _forget(self, worker_id: str) -> None:
-        """Its process is another one, or gone: nothing is cached there, and nothing known of it."""
-        for tree in self._trees.values():
-            tree.forget(worker_id)
+        """Its process is another one, or gone: nothing is known of it."""
         self._speeds.forget(worker_id)
         self._breakers.forget(worker_id)
         self._sent.pop(worker_id, None)
-        for model, unread in self._unread.items():
-            if any(each == worker_id for _, each in unread):
-                self._unread[model] = deque((entry for entry in unread if entry[1] != worker_id), MAX_UNREAD)
+
+    def _forget_at(self, model: str, worker_id: str) -> None:
+        """Nothing of the model is cached there any more. Of a model that has no worker now nothing is kept."""
+        if self._registry.route(model) is None:
+            self._trees.pop(model, None)
+            self._turns.pop(model, None)
+            self._unread.take(model)
+            self.decisions.forget(model)
+            return
+        self._unread.forget(model, worker_id)
+        if model in self._trees:
+            self._trees[model].forget(worker_id)
+
+
+def lost_names(old: Heartbeat, new: Heartbeat) -> Collection[str]:
+    """Models that a worker had, and has no more: adapters, most of all."""
+    if old.adapters == new.adapters and old.aliases == new.aliases and old.model_name == new.model_name:
+        return ()  # the usual case
+    return set(old.names) - set(new.names)

@@ -27,13 +27,19 @@ HIGH_WATER: Final = 256 * 1024
 class Connection(asyncio.Protocol):
     """One TCP connection to a worker, with at most one exchange on it at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_idle: Callable[["Connection"], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_idle: Callable[["Connection"], None],
+        on_lost: Callable[["Connection"], None],
+    ) -> None:
         self.loop = loop
         self.idle_since = 0.0
         self.used = False
         self.closed = False
         self.is_paused = False
         self._on_idle = on_idle
+        self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: Exchange | None = None
@@ -167,6 +173,7 @@ class Connection(asyncio.Protocol):
             self._exchange.fail(ConnectionBroken(f"closed the connection{f' ({exc})' if exc else ''}"))
         # Each holds the other: without this both wait for the garbage collector, which seldom comes.
         self._parser = None
+        self._on_lost(self)
 
     def _break(self, error: UpstreamError) -> None:
         self.abort()

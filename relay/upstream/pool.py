@@ -1,6 +1,7 @@
 """All connections to all workers: a pool, and one clock for all that they are asked."""
 
 import asyncio
+from functools import partial
 from typing import Final
 
 from relay.upstream.connection import Connection
@@ -18,7 +19,7 @@ class Upstream:
     def __init__(self, *, connect_timeout_s: float, answer_timeout_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
-        self._idle: dict[Address, list[Connection]] = {}
+        self._idle: dict[Address, dict[Connection, None]] = {}  # the one that was used last is the last
         self._open: set[Exchange] = set()
         self._connecting: dict[Exchange, asyncio.Task[None]] = {}
         # One timer for all exchanges: a timer for each, or a look at the clock for each chunk, costs more.
@@ -50,7 +51,7 @@ class Upstream:
 
     def forget(self, address: Address) -> None:
         """Close the idle connections to a worker that is gone."""
-        for connection in self._idle.pop(address, []):
+        for connection in self._idle.pop(address, ()):
             connection.abort()
 
     def shutdown(self) -> None:
@@ -90,27 +91,36 @@ class Upstream:
     def _take(self, address: Address) -> Connection | None:
         idle = self._idle.get(address)
         while idle:
-            connection = idle.pop()
+            connection, _ = idle.popitem()
             if not connection.closed and connection.loop.time() - connection.idle_since < MAX_IDLE_S:
                 return connection
             connection.abort()
         return None
 
     def _keep(self, address: Address, connection: Connection) -> None:
-        idle = self._idle.setdefault(address, [])
+        idle = self._idle.get(address)
+        if idle is None:
+            idle = self._idle[address] = {}
         if len(idle) < MAX_IDLE_CONNECTIONS:
-            idle.append(connection)
+            idle[connection] = None
         else:
             connection.abort()
+
+    def _lose(self, address: Address, connection: Connection) -> None:
+        """It is closed. Workers come and go under many addresses: nothing is kept of one without connections."""
+        idle = self._idle.get(address)
+        if idle is not None:
+            idle.pop(connection, None)
+            if not idle:
+                del self._idle[address]
 
     async def _connect(self, exchange: Exchange) -> None:
         """The top of the task that connects for one exchange."""
         loop, address = asyncio.get_running_loop(), exchange.address
+        keep, lose = partial(self._keep, address), partial(self._lose, address)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, lambda connection: self._keep(address, connection)), *address
-                )
+                _, connection = await loop.create_connection(lambda: Connection(loop, keep, lose), *address)
         except TimeoutError:
             message = f"did not accept a connection within {self._connect_timeout_s:g} s"
             self._fail(exchange, ConnectFailed(message, refused=False))
