@@ -117,7 +117,7 @@ async def test_connections_that_a_worker_closed_are_not_kept() -> None:
     async with scripted(script) as (_, address):
         async with opened(upstream, address) as one, opened(upstream, address) as other:
             await asyncio.gather(one.end(), other.end())
-            kept = [weakref.ref(each) for each in upstream._idle[address]]
+        kept = [weakref.ref(each) for each in upstream._idle[address]]
         assert len(kept) == 2
         del one, other
         may_close.set()
