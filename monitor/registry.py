@@ -245,7 +245,7 @@ class WorkerRegistry:
         if old is not None:
             self._changed(worker_id, old, None)
 
-    # -- keeping the snapshot --------------------------------------------------------------------------------------
+    # -- keeping it up --------------------------------------------------------------------------------------------
 
     def _change(self, worker_id: str, **changes: object) -> None:
         old = self._workers.get(worker_id)
