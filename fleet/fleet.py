@@ -165,9 +165,9 @@ class Fleet:
             while not ended.done():
                 await asyncio.wait({ended}, timeout=self._settings.watch_interval_s)
                 process.trim_log()
-                is_useless = self._record(worker).state in USELESS
-                useless_since = (useless_since or time.monotonic()) if is_useless else None
-                why = self._why_hopeless(worker, process, useless_since)
+                state = self._record(worker).state
+                useless_since = (useless_since or time.monotonic()) if state in USELESS else None
+                why = self._why_hopeless(worker, process, state, useless_since)
                 if why and not ended.done():
                     logger.warning("worker_hangs", worker_id=worker.id, pid=process.pid, why=why)
                     os.kill(process.pid, signal.SIGKILL)
@@ -180,8 +180,10 @@ class Fleet:
                 process.kill()  # what the dead worker's engine may have left
                 self._running.pop(worker.id, None)
 
-    def _why_hopeless(self, worker: ManagedWorker, process: WorkerProcess, useless_since: float | None) -> str:
-        now, state, limit_s = time.monotonic(), self._record(worker).state, self._settings.hang_limit_s
+    def _why_hopeless(
+        self, worker: ManagedWorker, process: WorkerProcess, state: WorkerState, useless_since: float | None
+    ) -> str:
+        now, limit_s = time.monotonic(), self._settings.hang_limit_s
         if self.is_closing:
             return ""
         if useless_since is not None and now - useless_since > limit_s:

@@ -92,10 +92,8 @@ class Routes:
         """Find the own names anew of these, and of those that their workers have beside them: no other is concerned."""
         near = {worker_id for name in changed for worker_id in self._called.get(name, ())}
         groups: dict[frozenset[str], list[str]] = {}
-        for name in {
-            **dict.fromkeys(changed),
-            **{name: None for each in near for name in called_in(self._places[each])},
-        }:
+        beside = (name for each in near for name in called_in(self._places[each]))
+        for name in dict.fromkeys([*changed, *beside]):
             self._own.pop(name, None)
             self._others.pop(name, None)
             if name in self._called:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -37,14 +37,6 @@ BACK_OFF_S: Final = 0.05
 """Before the second attempt at most; twice as long before each further one. Jittered, down to nothing."""
 
 logger = EventLogger("relay")
-
-
-Preference = Callable[[str, Sequence[Replica]], Sequence[Replica]]
-"""(model, its replicas) -> those of them to choose among; none: all."""
-
-
-def all_alike(_: str, replicas: Sequence[Replica]) -> Sequence[Replica]:
-    return replicas
 
 
 class Dispatcher:
@@ -294,12 +286,14 @@ class Dispatcher:
         timer = asyncio.get_running_loop().call_later(delay_s, self.dispatch_waiting, flight)
         flight.cancel_wait = timer.cancel
 
-    def dispatch_waiting(self, flight: Flight, prefer: Preference = all_alike) -> None:
-        """Of a flight that has waited, so that nobody above hears of an error. ``prefer``: some of the replicas."""
+    def dispatch_waiting(self, flight: Flight, preferred: Sequence[Replica] = ()) -> None:
+        """Of a flight that has waited, so that nobody above hears of an error. ``preferred``: to choose among; none:
+        all of the model's replicas.
+        """
         flight.cancel_wait = None
         try:
             replicas = self._router.replicas(flight.model, flight.call.route)
-            self.dispatch(flight, prefer(flight.model, replicas) or replicas)
+            self.dispatch(flight, preferred or replicas)
         except ApiError as error:
             flight.owner.fail(flight, error)
         except Exception as error:

@@ -180,7 +180,7 @@ class Lobby:
         flight = entry.flight
         assert flight is not None
         flight.queued_s = time.monotonic() - entry.arrived
-        self._dispatcher.dispatch_waiting(flight, lambda *_: free)
+        self._dispatcher.dispatch_waiting(flight, free)
 
     # -- what is counted -------------------------------------------------------------------------------------------
 

@@ -44,10 +44,6 @@ class Share(NamedTuple):
     total: int = 0
     cached: Mapping[str, int] = MappingProxyType({})
 
-    def missing(self, worker_id: str) -> int:
-        """Bytes that it would have to prefill."""
-        return self.total - self.cached.get(worker_id, 0)
-
 
 class PrefixTree:
     """One model's known blocks: which workers have each, and when it was last sent.
